@@ -115,6 +115,7 @@ def _draw_all(settings: SampleConfig, run: SampleFiles, draw: Callable[..., list
         found: Result | None = None
         try:
             for first in range(0, n, most):
+                # Candidate i has seed + i, however they are split: parts give the same images as one batch
                 (part,) = draw([prompt], min(most, n - first), None, settings.seed + first)
                 found = part if found is None else found.merged([found, part])
                 if settings.keep is not None and settings.keep < len(found.images):

@@ -4,7 +4,7 @@ r"""Which options of a recipe help: each variant against the recipe as it is, in
         --variant "no dropout" model.transformer.dropout=0 --variant "no BPE dropout" bpe_dropout=0
 
 Runs that are finished are not run again, so that it can be interrupted. The table has the last validation of each run
-and its last training losses; the difference of the two is what a model has learnt by heart.
+and its last training losses; the difference of the two is what a model has learned by heart.
 """
 
 from __future__ import annotations

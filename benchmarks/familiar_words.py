@@ -64,7 +64,7 @@ def main() -> None:
         data = DrawingsDataset(config, split, 8)
         for language, own in sample_captions(data, args.captions, 0).items():
             for caption in dict.fromkeys(own):
-                for word, value in word_nats(pipe.model, pipe.text_tokenizer, caption):
+                for word, value in word_nats(pipe.model, pipe.text_tokenizer, [caption])[0]:
                     kind = split if word in train else "in no training caption"
                     nats.setdefault((kind, language), []).append((value, word))
     print("threshold " + "  ".join(f"{limit:g}" for limit in args.thresholds) + f" (default {THRESHOLD:g})")

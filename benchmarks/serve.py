@@ -3,7 +3,8 @@
 Clients in a closed loop: each sends its next request when the last is answered. Two servers of the same model run in
 processes of their own, one with batches and one with --max-batch 1, and take turns, so that what else the machine does
 meets both; compare the rates of one row. With --soak there is one server, near its limits: clients stream, hang up, and
-send more than may wait; every image is compared with the one that it is alone, and the server's memory is watched.
+send more than may wait. It ends with 1 and says what is wrong unless every image is the one that it is alone, every
+request has one answer with each of its images once, nothing is left, and the server's memory has not grown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import base64
 import io
 import json
 import random
+import re
 import socket
 import statistics
 import subprocess
@@ -31,6 +33,7 @@ from PIL import Image
 
 PROMPTS = ("a red heart", "a palm tree", "a blue fish, 3d style", "लाल दिल", "रातो मुटु", "a smiling face", "")
 CLIENTS = (1, 4, 16, 64)
+_GROWTH = 1.05  # of the memory, from the second quarter of a soak to the last, that counts as none
 _OPTIONS: tuple[dict[str, Any], ...] = (
     *({}, {"guidance": 2.0}, {"temperature": 0.7}),
     *({"top_k": 50}, {"guidance": 1.0, "top_p": 0.9}),
@@ -148,26 +151,26 @@ def bodies(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def images_of(answer: dict[str, Any]) -> dict[int, bytes]:
-    """Pixels by seed."""
-    files = {one["seed"]: base64.b64decode(one["b64_json"]) for one in answer["data"]}
-    return {seed: Image.open(io.BytesIO(file)).convert("RGB").tobytes() for seed, file in files.items()}
+def images_of(found: list[dict[str, Any]]) -> list[tuple[int, bytes]]:
+    """Seeds and pixels of images of an answer, or of a stream's last events, in the order of the seeds."""
+    files = sorted((one["seed"], base64.b64decode(one["b64_json"])) for one in found)
+    return [(seed, Image.open(io.BytesIO(file)).convert("RGB").tobytes()) for seed, file in files]
 
 
-def drawn_alone(requests: list[dict[str, Any]], model: str | None) -> list[dict[int, bytes]]:
-    """What each request gives by itself, one image at a time."""
+def drawn_alone(requests: list[dict[str, Any]], model: str | None) -> list[list[tuple[int, bytes]]]:
+    """Seeds and pixels that each request gives by itself, one image at a time."""
     from dalle import TextToImage
 
     pipe, found = TextToImage.from_pretrained(model, device="cpu"), []
     for request in requests:
         options = {key: value for key, value in request.items() if key not in ("prompt", "seed", "n")}
         seeds = range(request["seed"], request["seed"] + request["n"])
-        found.append({s: pipe(request["prompt"], seed=s, **options)[0].images[0].tobytes() for s in seeds})
+        found.append([(s, pipe(request["prompt"], seed=s, **options)[0].images[0].tobytes()) for s in seeds])
     return found
 
 
 async def soak(
-    one: Server, clients: int, seconds: float, alone: list[dict[int, bytes]]
+    one: Server, clients: int, seconds: float, alone: list[list[tuple[int, bytes]]]
 ) -> tuple[Counter[str], list[float]]:
     """Clients at the limit; how often what happened, and the server's memory over time, in MB."""
     counts: Counter[str] = Counter()
@@ -177,27 +180,31 @@ async def soak(
     async def client(http: httpx.AsyncClient, number: int) -> None:
         own = random.Random(number)
         while time.perf_counter() < end:
-            which = own.randrange(len(requests))
-            if own.random() < 0.1:  # hangs up in the middle of a stream
-                body = requests[which] | {"stream": True, "partial_images": 4}
-                async with http.stream("POST", "/v1/images/generations", json=body) as answer:
-                    counts["hung up"] += answer.status_code == 200
+            which, kind = own.randrange(len(requests)), own.random()
+            counts["sent"] += 1
+            body = requests[which] | ({"stream": True, "partial_images": 4} if kind < 0.2 else {})
+            async with http.stream("POST", "/v1/images/generations", json=body) as answer:
+                if answer.status_code == 429:
+                    counts["refused (429)"] += 1
+                    await asyncio.sleep(min(5.0, float(answer.headers["Retry-After"])))
+                    continue
+                answer.raise_for_status()
+                if kind < 0.1:  # hangs up in the middle of a stream
                     async for _ in answer.aiter_bytes():
                         break
-                continue
-            answer = await http.post("/v1/images/generations", json=requests[which])
-            if answer.status_code == 429:
-                counts["refused (429)"] += 1
-                await asyncio.sleep(min(5.0, float(answer.headers["Retry-After"])))
-                continue
-            answer.raise_for_status()
+                    counts["hung up"] += 1
+                    counts["images of those"] += requests[which]["n"]
+                    continue
+                text = (await answer.aread()).decode()
             counts["answered"] += 1
-            counts["not as alone"] += images_of(answer.json()) != alone[which]
+            found = completed(text) if kind < 0.2 else json.loads(text)["data"]
+            counts["images answered"] += len(found)
+            counts["not as alone"] += images_of(found) != alone[which]
 
     async def watch() -> None:
         while time.perf_counter() < end:
-            await asyncio.sleep(5)
             memory.append(one.memory())
+            await asyncio.sleep(min(5.0, seconds / 40))
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=one.url, timeout=600, limits=limits) as http:
@@ -205,7 +212,58 @@ async def soak(
     return counts, memory
 
 
-def main() -> None:
+def completed(stream: str) -> list[dict[str, Any]]:
+    """The last events of a stream's images."""
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+    return [event for event in events if event["type"].endswith(".completed")]
+
+
+def metric(text: str, name: str) -> float:
+    """A metric of the server over all labels."""
+    lines = [line for line in text.splitlines() if re.match(rf"{name}[ {{]", line)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def wrong(counts: Counter[str], quarters: list[float], metrics: str) -> list[str]:
+    """What a soak has found wrong."""
+    found = []
+    if counts["not as alone"] or not counts["answered"]:
+        found.append(f"{counts['not as alone']} of {counts['answered']} answers are not what they are alone")
+    outcomes = counts["answered"] + counts["refused (429)"] + counts["hung up"]
+    if outcomes != counts["sent"]:
+        found.append(f"{counts['sent']} requests have {outcomes} answers")
+    drawn, least = metric(metrics, "dalle_images_total"), counts["images answered"]
+    if not least <= drawn <= least + counts["images of those"]:
+        found.append(f"{drawn:.0f} images were drawn, and {least} answered")
+    left = [name for name in ("dalle_queue_images", "dalle_batch_images") if metric(metrics, name)]
+    if left:
+        found.append(f"{' and '.join(left)}: not 0 at the end")
+    # The first quarter is a beginning: caches fill
+    if quarters[-1] > _GROWTH * quarters[1]:
+        found.append(f"memory has grown from {quarters[1]:.0f} MB in the second quarter to {quarters[-1]:.0f} MB")
+    return found
+
+
+def soaked(minutes: float, clients: int, model: str | None, options: list[str]) -> int:
+    """Run a soak and print what came of it; returns the exit code."""
+    alone = drawn_alone(bodies(24), model)
+    with server("--max-waiting", "32", "--max-per-client", "48", *options) as one:
+        counts, memory = asyncio.run(soak(one, clients, 60 * minutes, alone))
+        end = time.monotonic() + 60  # who hung up last leaves at the next token
+        while metric(metrics := httpx.get(f"{one.url}/metrics").text, "dalle_batch_images") and time.monotonic() < end:
+            time.sleep(0.5)
+        peak = one.memory("VmHWM")
+    quarters = [statistics.median(memory[i * len(memory) // 4 : (i + 1) * len(memory) // 4]) for i in range(4)]
+    shown = {"memory by quarter, MB": [round(one) for one in quarters], "peak, MB": round(peak)}
+    batches = metric(metrics, "dalle_batch_size_count")
+    seconds = metric(metrics, "dalle_drawing_seconds_total")
+    shown |= {"images/s": round(metric(metrics, "dalle_images_total") / seconds, 2), "joined": round(batches)}
+    problems = wrong(counts, quarters, metrics)
+    print(json.dumps(counts | shown | {"wrong": problems}, indent=2))
+    return 1 if problems else 0
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of a measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server in turn (%(default)s)")
@@ -216,18 +274,11 @@ def main() -> None:
     parser.add_argument("--model", help="folder of the model; the one that ships if not given")
     args = parser.parse_args()
     options = [] if args.model is None else ["--model", args.model]
-    if args.soak is None:
-        compare(args.seconds, args.rounds, options)
-        return
-    alone = drawn_alone(bodies(24), args.model)
-    with server("--max-waiting", "32", "--max-per-client", "48", *options) as one:
-        counts, memory = asyncio.run(soak(one, args.clients, 60 * args.soak, alone))
-        metrics = httpx.get(f"{one.url}/metrics").text
-    left = [line for line in metrics.splitlines() if line.startswith(("dalle_queue_images ", "dalle_batch_images "))]
-    quarters = [memory[i * len(memory) // 4 : (i + 1) * len(memory) // 4] for i in range(4)]
-    shown = [round(statistics.median(quarter)) for quarter in quarters if quarter]
-    print(json.dumps(counts | {"memory, MB, by quarter": shown, "left": left}, indent=2))
+    if args.soak is not None:
+        return soaked(args.soak, args.clients, args.model, options)
+    compare(args.seconds, args.rounds, options)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

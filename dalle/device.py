@@ -78,7 +78,7 @@ def free_memory(device: torch.device) -> int:
     (containers, batch systems), or of its address space and data segment (`ulimit -v`, `ulimit -d`).
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0]  # free, and total
     try:
         with open("/proc/meminfo") as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -116,7 +116,7 @@ def _memory_cgroups() -> Iterator[tuple[Path, tuple[str, str]]]:
         return
     for line in own:
         _, controllers, path = line.split(":", 2)
-        root, names = (_CGROUP, new) if not controllers else (_CGROUP / "memory", old)
+        root, names = (_CGROUP, new) if not controllers else (_CGROUP / "memory", old)  # version 2 lists none
         if not controllers or "memory" in controllers.split(","):
             parts = Path(path.strip("/")).parts
             for depth in range(len(parts), 0, -1):
@@ -126,7 +126,7 @@ def _memory_cgroups() -> Iterator[tuple[Path, tuple[str, str]]]:
 def _rlimit_headroom() -> list[int]:
     """Bytes left under the resource limits of the process."""
     pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
-    used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
+    used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}  # in pages: address space, data and stack
     limits = {kind: resource.getrlimit(kind)[0] for kind in used}
     size = os.sysconf("SC_PAGE_SIZE")
     return [limit - used[kind] * size for kind, limit in limits.items() if limit != resource.RLIM_INFINITY]
@@ -144,6 +144,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
+        # What a traceback would show
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
@@ -160,7 +161,7 @@ def _requested(message: str) -> str:
     if found is None:
         return ""
     count = float(found[1].rstrip(".")) * _UNITS[(found[2] or "b")[0].lower()]
-    return f" (asked for {count / 1e9:.3g} GB more)" if count >= 1e7 else ""
+    return f" (asked for {count / 1e9:.3g} GB more)" if count >= 1e7 else ""  # small amounts say nothing of the model
 
 
 def device_of(module: nn.Module) -> torch.device:

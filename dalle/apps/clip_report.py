@@ -24,7 +24,8 @@ from dalle.evaluation.probe import fit_probe, held_out
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 
-Progress = Callable[[int], object]
+OnImages = Callable[[int], object]
+"""Called after each batch with the number of its images."""
 Metrics = dict[str, float]
 
 
@@ -63,6 +64,7 @@ class Source:
         if self.path == EMOJI:
             return open_data(DrawingsConfig(sets=("emoji",)), self.split or "test_pair", image_size)
         split = self.split or "train"
+        # All of it is evaluated, none held out: the split names itself as its validation split
         whole = CustomConfig(
             path=self.path, image=self.image, caption=self.caption, split=split, validation_split=split
         )
@@ -100,7 +102,7 @@ class Report:
 
 
 def features_of(
-    clip: CLIP, data: LabeledImages, batch_size: int = 64, workers: int = 0, progress: Progress | None = None
+    clip: CLIP, data: LabeledImages, batch_size: int = 64, workers: int = 0, progress: OnImages | None = None
 ) -> Embedded:
     """Features of labeled images, as linear probes take them: not projected, not normalized.
 
@@ -113,7 +115,7 @@ def features_of(
         for number, vector in zip(batch.numbers, batch.vectors, strict=True):
             name = data.classes[number]
             if name is None:
-                broken.append(f"{data.records[number].key}: its class is not told")
+                broken.append(f"{data.records[number].key}: it has no class")
             else:
                 parts.append(vector)
                 names.append(name)
@@ -149,8 +151,8 @@ def probe_metrics(train: Embedded, test: Embedded | None = None, seed: int = 0) 
         test_features, test_targets = test.features, torch.tensor([number_of[name] for name in test.names])
     # The validation images are another draw than the test images
     found = fit_probe(features, targets, len(classes), seed + 1)
-    figures = metrics.classification(found.classifier.logits(test_features), test_targets)
-    return figures | {"strength": found.strength, "train_images": len(targets), "images": len(test_targets)}
+    scores = metrics.classification(found.classifier.logits(test_features), test_targets)
+    return scores | {"strength": found.strength, "train_images": len(targets), "images": len(test_targets)}
 
 
 @torch.inference_mode()
@@ -159,7 +161,7 @@ def retrieval_of(
     pairs: PairDataset,
     ks: Sequence[int] = (1, 5, 10),
     batch_size: int = 64,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> tuple[Metrics, list[str]]:
     """Retrieval between the images and first captions of a data set; and what could not be used."""
     images: list[Tensor] = []
@@ -170,7 +172,7 @@ def retrieval_of(
         texts.append(embed_texts(clip, batch.captions))
         if progress is not None:
             progress(len(batch.captions))
-    vectors = torch.cat(images)
+    vectors = torch.cat(images)  # [N, D]
     return metrics.retrieval(vectors, torch.cat(texts), ks) | {"images": len(vectors)}, broken
 
 
@@ -181,7 +183,7 @@ def clip_report(
     templates: str | Sequence[str] | None = None,
     batch_size: int = 64,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> Report:
     """Everything that the images allow: retrieval if they have captions; zero-shot and a probe if they have classes.
 

@@ -104,6 +104,7 @@ def _from_model_folder(
         raise ValueError(f"{folder.path} has no text tokenizer: give the one it was trained with (text_tokenizer)")
     else:
         read = load_text_tokenizer(folder.component("text_tokenizer") if words is None else words)
+    # A published tokenizer does not know the grid of this model; its convolutions work at any
     rows = model.config.grid[0]
     return Components(
         model,
@@ -156,4 +157,5 @@ def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype
         raise ValueError(
             "this model reads the features of a text encoder: give it (text_encoder), such as google/flan-t5-xl"
         )
+    # A text encoder is never in 8 bits
     return T5Encoder.load(str(resolve(source)), device, None if dtype == torch.int8 else dtype)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Default weight file of hub repositories that hold several.
 MAIN_FILES = {
     "ai-forever/rudalle-Malevich": "pytorch_model_v3.bin",
-    "sberbank-ai/rudalle-Malevich": "pytorch_model_v3.bin",
+    "sberbank-ai/rudalle-Malevich": "pytorch_model_v3.bin",  # its former name
     "peizesun/llamagen_t2i": "t2i_XL_stage1_256.pt",
 }
 # URL and MD5 of archives that are on no hub, from the projects' own code.
@@ -33,6 +33,7 @@ ARCHIVES = {
     ),
 }
 _HUB = "hf://"  # prefix that forces a lookup on the hub
+# Formats that nothing here reads
 _OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _VARIANT = ".fp16."
@@ -60,6 +61,7 @@ def resolve(source: str | Path) -> Path:
     if name in ARCHIVES:
         return _archive(name, *ARCHIVES[name])
     parts = name.split("/")
+    # ".." would lead out of the cache
     if len(parts) < 2 or not all(parts) or ".." in parts or not (explicit or remote.may_be_an_id(parts)):
         raise ValueError(
             f"{source}: no such file or folder{_suggestion(path)}; train it (see README.md) or give another"
@@ -106,12 +108,13 @@ def _fetch(repository: str, file: str) -> Path:
     files = [entry.rfilename for entry in info.siblings or ()]
     chosen = loadable_files(files)
     every = [file for file in chosen if file.endswith((".safetensors", *_PICKLES))]
-    weights = [file for file in every if "/" not in file]
+    weights = [file for file in every if "/" not in file]  # the repository's own, not those of its parts
     if not every and any(file.endswith(".gguf") for file in files):
         raise ValueError(
             f"{repository} holds GGUF files (llama.cpp), which are not supported: give the repository of the original "
             "weights; --dtype int8 stores them in 8 bits while it loads them"
         )
+    # Nothing ties these together (shards have an index, pipelines subfolders), so they are alternatives
     if len(weights) > 1 and not any(file.endswith(".index.json") or file == "config.yaml" for file in chosen):
         raise ValueError(
             f"{repository} holds {len(weights)} weight files ({', '.join(weights[:3])} ...): choose one, for example "
@@ -125,7 +128,7 @@ def _fetch_logged(repository: str, file: str, fetch: Callable[[], str]) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    if not folder.is_dir():
+    if not folder.is_dir():  # announced only if it is new
         log.warning("downloading %s from the Hugging Face hub to %s", f"{repository}/{file}".rstrip("/"), folder)
     return Path(fetch())
 
@@ -154,6 +157,7 @@ def _archive(name: str, address: str, md5: str) -> Path:
         try:
             _download(address, scratch / "archive", md5)
             with tarfile.open(scratch / "archive") as archive:
+                # filter="data" refuses links, devices and paths that lead out of the folder
                 archive.extractall(scratch / "new", filter="data")
             # Unpack beside the final place and rename, so that an interrupted download leaves nothing behind.
             os.replace(scratch / "new", cached)
@@ -164,7 +168,7 @@ def _archive(name: str, address: str, md5: str) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     entries = list(cached.iterdir())
-    return entries[0] if len(entries) == 1 and entries[0].is_dir() else cached
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else cached  # archives of a single folder
 
 
 def _download(address: str, target: Path, md5: str) -> None:
@@ -175,9 +179,10 @@ def _download(address: str, target: Path, md5: str) -> None:
     """
     from tqdm import tqdm
 
+    # MD5 is what the project publishes: it tells a damaged download, not a forged one
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(address, timeout=60) as answer, target.open("wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0) or None
+        total = int(answer.headers.get("Content-Length") or 0) or None  # 0: unknown
         with tqdm(total=total, unit="B", unit_scale=True, desc=address.rpartition("/")[2], delay=1) as bar:
             while block := answer.read(1 << 20):
                 file.write(block)

@@ -51,7 +51,7 @@ def interpolate(folder: Path, tensors: Tensors, source: str, share: float) -> di
 
 
 def _lerp(start: Tensor, end: Tensor | LazyTensor, share: float) -> Tensor | LazyTensor:
-    if not start.is_floating_point():
+    if not start.is_floating_point():  # counters and masks
         return end
 
     def make() -> Tensor:

@@ -1,3 +1,4 @@
+# One memory-mapped source can be larger than memory: only the tensor in use is made
 """State dicts between file and module, whose tensors are in memory or are computed one at a time, when read."""
 
 from __future__ import annotations

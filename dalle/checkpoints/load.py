@@ -71,7 +71,7 @@ def load_image_tokenizer(
         found = found if rows is None else resize_tokenizer(found, rows)
         return build_published(build, found, str(source), device, dtype)
     check_stage(folder, "image_tokenizer")
-    with skip_init():
+    with skip_init():  # the weights follow
         module = build(from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin))
     return fill(module, folder, device, dtype)
 

@@ -15,12 +15,13 @@ def mmap_bytes(file: Path) -> Tensor:
     """Memory-map a file as uint8, copy-on-write."""
     size = file.stat().st_size
     storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=size)
-    storage.mapped = True  # type: ignore[union-attr]
+    storage.mapped = True  # type: ignore[union-attr]  # for `drop_pages`
     return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
 
 
 def drop_pages(tensor: Tensor) -> None:
     """Release the resident pages of a view of a mapped file (they are read again on access); else do nothing."""
+    # Only Linux's MADV_DONTNEED gives the pages back and reads them again
     if sys.platform != "linux" or not getattr(tensor.untyped_storage(), "mapped", False) or not tensor.numel():
         return
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
@@ -29,5 +30,5 @@ def drop_pages(tensor: Tensor) -> None:
     start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
         advise = CDLL(None).madvise
-        advise.argtypes = [c_void_p, c_size_t, c_int]
+        advise.argtypes = [c_void_p, c_size_t, c_int]  # addresses have 64 bits
         advise(start, end - start, mmap.MADV_DONTNEED)

@@ -75,6 +75,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write a folder's config.yaml, with the hash of the weights that are in it already."""
     plain = {key: value for key, value in config.items() if key != "sha256"}
     file = folder / "config.yaml"
+    # Twice: the hash covers parts of config.yaml, which must be there first
     file.write_text(to_yaml(plain), encoding="utf-8")
     if any((folder / name).is_file() for name in HASHED):
         file.write_text(to_yaml(plain | {"sha256": folder_hash(folder)}), encoding="utf-8")
@@ -119,7 +120,7 @@ class ModelFolder:
             ValueError: it does not exist, is not valid YAML, or has an unknown key.
         """
         found = read_config(self.path)
-        unknown = [key for key in found if key not in _KEYS] if "data" not in found else []
+        unknown = [key for key in found if key not in _KEYS] if "data" not in found else []  # recipes have more keys
         if unknown:
             raise ValueError(f"{self.origin}: unknown key {unknown[0]}; known here: {', '.join(_KEYS)}")
         return found
@@ -147,11 +148,13 @@ class ModelFolder:
         for name in HASHED:
             file = self.path / name
             if file.is_file():
+                # With name and size, so that no bytes can move from one file to the next unnoticed
                 digest.update(f"{name}\0{file.stat().st_size}\0".encode())
                 with file.open("rb") as handle:
                     while block := handle.read(1 << 20):
                         digest.update(block)
         # `parts` contains the hashes of the components, so that this hash covers them too.
+        # How it is sampled and where it is from do not change what it computes
         kept = {key: self.config.get(key) for key in ("stage", "model", "parts")}
         digest.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode())
         return digest.hexdigest()
@@ -212,7 +215,8 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
         raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of its own run")
     config, recipe = read_config(source), None
     if (target / "config.yaml").is_file():
-        recipe = read_config(target) if "data" in read_config(target) else None
+        there = read_config(target)
+        recipe = there if "data" in there else None
     if recipe is not None and not _agrees({key: recipe.get(key) for key in ("stage", "model")}, config):
         raise ValueError(f"{target / 'config.yaml'} has another architecture than {source}: export to another folder")
     with atomic_folder(target) as new:

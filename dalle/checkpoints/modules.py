@@ -61,7 +61,7 @@ def load_weights(
     eight, dtype = dtype == torch.int8, None if dtype == torch.int8 else dtype
     # On the meta device only while FSDP shards are built (`sharded_init`): there the whole value never stays
     sharded = any(parameter.is_meta for parameter in module.parameters())
-    for name, own in module.state_dict(keep_vars=True).items():
+    for name, own in module.state_dict(keep_vars=True).items():  # keep_vars: parameters, not copies of their data
         place, _, leaf = name.rpartition(".")
         value = tensors[name]
         value = value() if isinstance(value, LazyTensor) else value
@@ -74,6 +74,7 @@ def load_weights(
         if eight and leaf == "weight" and isinstance(owner, Linear):
             _quantize(module, place, owner, value.to(device))
             drop_pages(value)
+            # A bias follows and is registered in the layer that stands there then
             continue
         kept = dtype is None or not own.is_floating_point() or leaf in EXACT
         kind = own.dtype if dtype is None or kept else dtype
@@ -92,6 +93,7 @@ def load_weights(
         else:
             owner._buffers[leaf] = made
         drop_pages(value)  # at most one tensor of the file stays resident
+    # FSDP moves and casts shards itself
     return module.eval() if sharded else module.to(device=device, dtype=dtype).eval()
 
 

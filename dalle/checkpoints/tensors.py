@@ -63,7 +63,7 @@ def stored_tensors(file: Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"{file}: {name} has the unsupported dtype {entry['dtype']}: convert it to float32 or bfloat16"
             )
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        start, end = (8 + length + offset for offset in entry["data_offsets"])  # behind the length and the header
         dtype, part = types[entry["dtype"]], whole[start:end]
         # A view needs aligned data; files of other writers may not have it.
         aligned = part if start % dtype.itemsize == 0 else part.clone()

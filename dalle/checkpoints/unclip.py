@@ -100,6 +100,7 @@ def _check_target(out: Path, parts: Iterable[ModelFolder]) -> None:
     place = out.resolve()
     for part in parts:
         source = part.path.resolve()
+        # Copying a folder into itself, or replacing what is copied, would lose it
         if place == source or place in source.parents or source in place.parents:
             raise ValueError(f"{out} is, or holds, or lies in {part.path}, a part that is copied: give another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -136,6 +137,7 @@ def load_unclip(
             f"{folder.path} is of stage {folder.config.get('stage')!r}, expected 'unclip': "
             "`python -m dalle assemble` puts its parts together"
         )
+    # In a fixed order, whatever the order in config.yaml
     folders: dict[str, ModelFolder] = {name: folder.component(name) for name in _KINDS if name in folder.components}
     if prior is not None:
         folders["prior"] = _opened(prior)
@@ -239,6 +241,7 @@ def _checked(folders: dict[str, ModelFolder]) -> ModelFolder:
         found = folder.config.get("stage"), (folder.config.get("model") or {}).get("kind")
         if found not in _KINDS[name]:
             raise ValueError(f"{folder.path} is of stage {found[0]!r} and kind {found[1]!r}: it cannot be the {name}")
+    # An upsampler reads no embeddings
     clips = {name: folders[name].component("clip") for name in ("prior", "decoder") if name in folders}
     hashes = {name: clip.sha256 for name, clip in clips.items()}
     if len(set(hashes.values())) > 1:

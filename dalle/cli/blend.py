@@ -52,5 +52,5 @@ def parse_item(text: str) -> tuple[str, float | None]:
         return text, None
     try:
         return name, float(end)
-    except ValueError:
+    except ValueError:  # text with a colon in it
         return text, None

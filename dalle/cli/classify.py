@@ -107,6 +107,7 @@ def _run(args: argparse.Namespace) -> None:
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
     predictions = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
+    # None: no bar where stderr is no terminal
     for result in tqdm(predictions, total=len(records), unit="image", disable=None if len(records) > 1 else True):
         if isinstance(result, BadRecord):
             broken.append(result)

@@ -54,12 +54,11 @@ class Part(ABC):
 
 
 @contextmanager
-def new_part(out: Path, number: int, kind: Kind) -> Iterator[Part]:
-    """Write part `number` of a run from its start; what an earlier attempt left of it is removed.
+def new_part(out: Path, name: str, kind: Kind) -> Iterator[Part]:
+    """Write the part `name` of a run from its start; what an earlier attempt left of it is removed.
 
     The caller records that the part is complete after the block has ended (a folder is not complete before).
     """
-    name = f"{number:06d}"
     if kind == "folders":
         folder = out / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,6 +98,7 @@ class _Shard(Part):
     """A tar in which the files of an image stand together, as WebDataset reads them: KEY.png, KEY.txt, KEY.json."""
 
     def __init__(self, file: Path) -> None:
+        # USTAR: keys are short and ASCII, and every reader knows it
         self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115, open until the part ends
 
     def add(self, images: list[DrawnImage]) -> None:

@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> None:
     if isinstance(recipe.data, ShardsConfig):
         raise ValueError(f"{args.config}: data.kind is {recipe.data.kind} already; give a recipe with images to encode")
     options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
     _encode(Encoding(recipe.data, _encoder(recipe, _device(args.device)), args.out, options), rank, world)
 
 
@@ -87,7 +87,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
     if rank == 0:
         encoding.begin()
     if world > 1:
-        distributed.barrier()
+        distributed.barrier()  # it removes unfinished files, which must not be this run's
     bar = tqdm(
         total=encoding.images(rank, world),
         desc=f"process 1 of {world}",
@@ -111,6 +111,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
             print(f"the shards in {encoding.folder} are complete; run the same command to continue", file=sys.stderr)
         raise
     if world > 1:
+        # The index, which the first process writes, lists the shards of all
         gathered: list[Any] = [None] * world
         distributed.all_gather_object(gathered, written[0])
         written = gathered

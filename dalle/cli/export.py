@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> None:
     run, tensors = args.run_folder, None
     if is_checkpoint(run):
         latest.check(run)
-        run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)
+        run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)  # from RUN/checkpoints/step-... to RUN
     if args.start is not None:
         from dalle.checkpoints.interpolate import interpolate
 

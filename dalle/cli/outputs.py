@@ -18,7 +18,7 @@ def check_folder(out: Path) -> None:
     Raises:
         ValueError: the path is not a folder, or not writable.
     """
-    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
+    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]  # innermost first
     there = missing[-1].parent if missing else out
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{there} is not a folder that can be written: give another as --out")
@@ -44,7 +44,7 @@ class ScoresFile:
 
     def __init__(self, path: Path, header: Mapping[str, Any]):
         self._path = path
-        head = json.dumps(header, indent=2, ensure_ascii=False).removesuffix("\n}")
+        head = json.dumps(header, indent=2, ensure_ascii=False).removesuffix("\n}")  # left open: the images come next
         self._next = f'{head},\n  "images": ['
         self._end = 0  # length of the file without the end that each call replaces
 
@@ -56,7 +56,7 @@ class ScoresFile:
         with self._path.open("r+b" if self._end else "wb") as file:
             file.seek(self._end)
             file.write(content + f"\n  ]{ending}\n}}\n".encode())
-            file.truncate()
+            file.truncate()  # this end may be shorter than the last
         self._end += len(content)
         self._next = ","
 
@@ -85,6 +85,7 @@ def slug(prompt: str) -> str:
     words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt)
     if not words.strip():
         words = " ".join(unicodedata.name(c, "") for c in prompt if unicodedata.category(c) == "So").lower()
+    # File systems limit bytes; half a character is dropped
     short = "-".join(words.split()).encode()[:60].decode(errors="ignore")
     return short.strip("-") or "empty"
 

@@ -20,6 +20,7 @@ from dalle.config import descriptions
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.apps.vqgan_clip.optimize import Painter
 
+# Of this command, not of `PaintOptions`
 _COMMAND_OPTIONS = ("resume", "video", "fps", "save_every", "preview_every", "out", "device", "json")
 
 
@@ -96,6 +97,7 @@ def _run(args: argparse.Namespace) -> None:
             bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
             bar.update()
             run.after_step()
+            # Between steps, so that the state that is saved below is whole
             if interrupt.signal is not None:
                 break
     run.finish()
@@ -134,7 +136,7 @@ class _PaintingFiles:
         self.texts = self._texts()
         if args.video is not None:
             self.frames.mkdir()
-            self._frame()
+            self._frame()  # before the first step
 
     def after_step(self) -> None:
         """Write the files that are due after a step."""
@@ -155,6 +157,7 @@ class _PaintingFiles:
         self._image("image.png")
         self._state()
         if self.args.video is not None:
+            # One by one: they may not fit in memory together
             frames = (read_image(file) for file in sorted(self.frames.glob("*.png")))
             write_video(frames, self.args.video, self.args.fps)
 
@@ -206,6 +209,7 @@ def _command(options: PaintOptions) -> str:
     given, usual = to_dict(options), to_dict(PaintOptions())
     for name, value in given.items():
         if name != "prompt" and value != usual[name]:
+            # A list is an option that is given several times
             for item in value if isinstance(value, list) else [value]:
                 words += [f"--{name.replace('_', '-')}", str(item)]
     return shlex.join(words)

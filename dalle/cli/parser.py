@@ -33,7 +33,7 @@ def parse_size(text: str, unit: str, option: str) -> float:
     found = re.fullmatch(rf"([\d.]+(?:e\d+)?)\s*({'|'.join(prefixes)})(?:{unit})?", text.strip())
     try:
         value = float(found[1]) * prefixes[found[2]] if found else 0.0
-    except ValueError:
+    except ValueError:  # such as 1.2.3GB
         value = 0.0
     if value <= 0:
         example = "80GB" if unit == "B" else "312TFLOPS"
@@ -78,7 +78,7 @@ def add_options(
             f"--{field.name.replace('_', '-')}",
             f"{texts[field.name]} ({_range(schema, field.name)}default: {default or _as_default(field)})",
         )
-        kind = next(member for member in union_members(hints[field.name]) if member is not type(None))
+        kind = next(member for member in union_members(hints[field.name]) if member is not type(None))  # besides null
         # argparse formats help texts with %, and SUPPRESS leaves defaults to the config class
         common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if get_origin(kind) is tuple:

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dalle.generation.options import SamplingConfig
+from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 _SAMPLING = tuple(one.name for one in fields(SamplingConfig))
-_WHOLE = ("seed", "n", "keep", "top_k", "guidance_until")
-_KEYS = ("prompt", "seed", "n", "keep", *_SAMPLING)
+_DIFFUSION = tuple(one.name for one in fields(UnCLIPOptions))
+_TEXTS = ("prompt", "negative", "sampler")
+_FRACTIONS = ("guidance", "temperature", "top_p", "eta", "prior_guidance")
+_KEYS = ("prompt", "seed", "n", "keep", "negative", *_SAMPLING, *_DIFFUSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,9 @@ class PromptRow:
     seed: int | None = None
     n: int | None = None
     keep: int | None = None
+    negative: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Options of `SamplingConfig`."""
+    """Options of `SamplingConfig`, or of an unCLIP."""
 
 
 class _Twice(ValueError):
@@ -41,7 +44,8 @@ def read_prompts(path: Path) -> list[PromptRow]:
 
     Args:
         path: .txt (a prompt a line), .csv (with a header), .jsonl (an object a line) or .parquet. Columns and keys are
-            `prompt` and, where a prompt differs from the command line, `seed`, `n`, `keep` and the sampling options.
+            `prompt` and, where a prompt differs from the command line, `seed`, `n`, `keep`, `negative` and the sampling
+            options.
 
     Raises:
         ValueError: the file cannot be read, or a row is not a prompt; the message names it.
@@ -61,7 +65,7 @@ def read_prompts(path: Path) -> list[PromptRow]:
 
 
 def _text(path: Path) -> Iterator[PromptRow]:
-    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:  # without the byte order mark of some editors
         for number, line in enumerate(lines, 1):
             prompt = line.rstrip("\r\n")
             if not prompt.strip():
@@ -79,6 +83,7 @@ def _csv(path: Path) -> Iterator[PromptRow]:
             _check_once(path, "line 1", reader.fieldnames or ())
             for number, cells in enumerate(reader, 1):
                 place = f"row {number}"
+                # DictReader collects surplus cells under None, and fills missing ones with None
                 if None in cells or None in cells.values():
                     raise ValueError(f"{path}, {place} has not as many cells as the header")
                 yield _row(path, place, {key: _cell(key, text) for key, text in cells.items()})
@@ -93,7 +98,7 @@ def _cell(key: str, text: str) -> Any:
     if not text.strip():
         return None
     try:
-        return int(text) if key in _WHOLE else float(text)
+        return text if key in _TEXTS else float(text) if key in _FRACTIONS else int(text)
     except ValueError:
         return text
 
@@ -106,9 +111,9 @@ def _json_lines(path: Path) -> Iterator[PromptRow]:
             place = f"line {number}"
             try:
                 values = json.loads(line, object_pairs_hook=partial(_once, path, place))
-            except _Twice:
+            except _Twice:  # a ValueError whose message is complete
                 raise
-            except (ValueError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
                 raise ValueError(f"{path}, {place} is not JSON: {error}") from None
             if not isinstance(values, dict):
                 raise ValueError(f'{path}, {place}: expected an object such as {{"prompt": "a red heart", "seed": 7}}')
@@ -156,10 +161,10 @@ def _row(path: Path, place: str, values: Mapping[Any, Any]) -> PromptRow:
         shown = "missing" if prompt is None else f"{prompt!r}, not text"
         raise ValueError(f"{path}, {place}: prompt is {shown}")
     for key, value in given.items():
-        kinds = int if key in _WHOLE else (int, float)
+        kinds: tuple[type, ...] = (str,) if key in _TEXTS else (int, float) if key in _FRACTIONS else (int,)
         # In Python True is an int, and `n: true` in a JSON file is a mistake
         if isinstance(value, bool) or not isinstance(value, kinds):
-            wanted = "a whole number" if key in _WHOLE else "a number"
+            wanted = "text" if key in _TEXTS else "a number" if key in _FRACTIONS else "a whole number"
             raise ValueError(f"{path}, {place}: {key} is {value!r}; it must be {wanted}")
-    sampling = {key: given.pop(key) for key in _SAMPLING if key in given}
+    sampling = {key: given.pop(key) for key in (*_SAMPLING, *_DIFFUSION) if key in given}
     return PromptRow(place, prompt, **given, sampling=sampling)

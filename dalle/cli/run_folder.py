@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,9 +41,11 @@ class RunFolder:
         # Through JSON and back, so that tuples compare equal to the lists in the file
         file, content = self.out / "run.json", json.loads(json.dumps(self._content()))
         if not file.exists():
+            # Hidden ones are of other processes that begin now
             if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
                 raise ValueError(f"{self.out} has files of something else: give a new folder as --out")
             self.out.mkdir(parents=True, exist_ok=True)
+            # Processes that get here together write the same
             write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         try:
             found = json.loads(file.read_text("utf-8"))
@@ -60,7 +63,7 @@ class RunFolder:
     def _content(self) -> dict[str, Any]:
         settings = self.settings
         assert settings.prompts_file is not None
-        names = ("n", "keep", "distinct", "seed", "write")
+        names = ("n", "keep", "distinct", "seed", "write")  # decide the files; speed may change when a run goes on
         return {
             "prompts": {"sha256": sha256(settings.prompts_file), "count": len(self.rows)},
             "model": self.model_hash,
@@ -71,33 +74,58 @@ class RunFolder:
 
     def look(self) -> set[int]:
         """The parts that are complete, of all processes."""
-        names = (path.stem for path in self.records.glob("[0-9]*.json"))
-        self.finished = {int(name) for name in names}
+        names = (path.stem for path in self.records.glob("[0-9]*.json"))  # not the unfinished ones, .part-...
+        self.finished = {int(name) for name in names if "-" not in name}
         return self.finished
 
-    def record(self, number: int, content: dict[str, Any]) -> None:
-        """Note that a part is complete."""
-        write_text(self.records / f"{number:06d}.json", json.dumps(content, ensure_ascii=False) + "\n")
+    def name(self, number: int) -> str:
+        """The name of a part that is to be written: NUMBER, or NUMBER-1, NUMBER-2, ... of what is tried again of it."""
+        count = len(self._records(number))
+        return f"{number:06d}-{count}" if count else f"{number:06d}"
+
+    def record(self, number: int, name: str, content: dict[str, Any]) -> None:
+        """Note that a part is complete, or what was tried again of it."""
+        write_text(self.records / f"{name}.json", json.dumps(content, ensure_ascii=False) + "\n")
         self.finished.add(number)
 
-    def report(self) -> int:
-        """Write report.json of all parts; returns how many prompts failed."""
-        seconds, kept, failed = 0.0, 0, []
+    def failed_rows(self, number: int) -> list[int]:
+        """The rows of a complete part that could not be drawn, at the last attempt."""
+        places = {failed["place"] for failed in self._records(number)[-1]["failed"]}
+        return [index for index in self.parts[number] if self.rows[index].place in places]
+
+    def _records(self, number: int) -> list[dict[str, Any]]:
+        """The records of a part: of its first attempt, then of what was tried again."""
+        found: list[dict[str, Any]] = []
+        name = f"{number:06d}"
+        while (file := self.records / f"{name}.json").exists():
+            found.append(json.loads(file.read_text("utf-8")))
+            name = f"{number:06d}-{len(found)}"
+        return found
+
+    def report(self) -> tuple[int, list[str]]:
+        """Write report.json of all parts; returns how many prompts failed, and the unfamiliar words, most often first.
+
+        Those are of prompts that have been drawn: the model has hardly seen them in training.
+        """
+        seconds, kept, failed, words = 0.0, 0, [], Counter[str]()
         for number in range(len(self.parts)):
-            content = json.loads((self.records / f"{number:06d}.json").read_text("utf-8"))
-            seconds += content["seconds"]
-            kept += content["kept"]
-            failed += content["failed"]
-        whole = {
+            records = self._records(number)
+            seconds += sum(one["seconds"] for one in records)
+            kept += sum(one["kept"] for one in records)
+            failed += records[-1]["failed"]
+            for one in records:
+                words.update(one.get("unfamiliar", {}))
+        whole: dict[str, Any] = {
             "prompts": len(self.rows),
             "candidates": sum(self.images),
             "images": kept,
             "seconds": round(seconds, 1),  # of all processes together
             "software": f"dalle {__version__}",
             "failed": failed,
+            "unfamiliar": dict(words.most_common()),
         }
         write_text(self.out / "report.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-        return len(failed)
+        return len(failed), list(whole["unfamiliar"])
 
 
 class RunBar:
@@ -114,7 +142,7 @@ class RunBar:
             unit=" images",
             dynamic_ncols=True,
             disable=not self.shown,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every refresh
         )
 
     def __enter__(self) -> RunBar:

@@ -70,6 +70,7 @@ class SampleFiles:
         scores = [""] * len(result.seeds) if result.scores is None else [f"  CLIP {s:.2f}" for s in result.scores]
         captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
         self._rows.append((result.prompt, result.images, captions))
+        # The last page may get more rows
         *full, (self._first, self._rows) = split_to_pages(self._rows, self._first)
         for first, rows in full:
             self._write_page(rows, first)

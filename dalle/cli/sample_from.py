@@ -68,12 +68,14 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         names = [one.name for one in fields(schema) if one.name in recorded]
         own = {name: recorded[name] for name in names if schema is SamplingConfig or recorded[name] is not None}
         values[group] = own | given.get(group, {})
+    # They exclude each other: what is given wins
     if "mask" in given:
         values.pop("keep_rows", None)
     for name in ("image", "mask"):
         if name not in recorded or (name == "mask" and "keep_rows" in given):
             continue
         _check_file(file, name, recorded[name], given.get(name))
+    # `argparse` gives [] where there is no PROMPT
     return values | {name: value for name, value in given.items() if name not in _GROUPS and value != []}
 
 

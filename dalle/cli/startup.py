@@ -39,6 +39,7 @@ def explain_startup_errors(program: str) -> None:
 
 def missing(package: str) -> str:
     """What to do about a required package that this Python does not have."""
+    # Of the checkout, three levels above this file
     here = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), ".venv")
     activate = os.path.join(here, "bin", "activate")
     todo = f"source {activate}" if os.path.exists(activate) else "make demo (or pip install -e .) in the checkout"

@@ -37,6 +37,7 @@ def reader_is_gone() -> bool:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            # Where Python's flush at exit will write what is still buffered
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)

@@ -33,7 +33,7 @@ def option_rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, st
             inner, name = field_types(cls)[field.name], path + field.name
             given = base.get(field.name) if isinstance(base, Mapping) else None
             if field.name == "kind" and several:
-                if not suffix:
+                if not suffix:  # else each line names its kind already
                     yield name, f"one of {', '.join(kinds)}" + _default(field, given), texts.get(field.name, "")
             elif kinds_of(inner):
                 # A nested config has a line of its own only if that says more than the lines of its options

@@ -84,7 +84,7 @@ def range_text(cls: Any, name: str) -> str:
 @cache
 def field_annotations(cls: Any) -> dict[str, Any]:
     """Annotations of the fields of a dataclass, ranges included."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)  # parses annotations, which are strings: slow, hence the cache
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
@@ -100,6 +100,7 @@ def numbers(name: str, value: Any, annotation: Any) -> Iterator[tuple[str, Any, 
         items = [inner for inner in get_args(member) if inner is not Ellipsis]
         if get_origin(member) in (list, tuple) and isinstance(value, (list, tuple)):
             for number, item in enumerate(value):
+                # tuple[int, ...] has one for all items
                 yield from numbers(f"{name}[{number}]", item, items[min(number, len(items) - 1)])
 
 
@@ -118,6 +119,7 @@ def _declared(annotation: Any) -> tuple[type, Range | None] | None:
 
 
 def _check(name: str, value: Any, kind: type, limits: Range | None) -> None:
+    # True is an int to Python. Infinite values and NaN are left to the range, whose message says more
     number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if not number and not (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} is {_shown(value)}; it must be {'a whole number' if kind is int else 'a number'}")

@@ -139,6 +139,7 @@ def descriptions(cls: type) -> dict[str, str]:
     found: dict[str, str] = {}
     # Bases first: a subclass may describe a field of theirs anew
     for base in reversed(cls.__mro__[:-1]):
+        # Python keeps no string literals but docstrings: only the source has these
         body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
         for statement, following in pairwise(body):
             if (

@@ -43,7 +43,7 @@ def from_dict(schema: Any, data: Mapping[str, Any], source: str) -> Any:
     except ValidationError as error:
         errors += _messages(error, schema, data)
     if errors:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))
+        raise ConfigError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))  # each once, in order
     return built
 
 

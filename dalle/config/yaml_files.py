@@ -32,6 +32,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _side in (_Loader, _Dumper):
+    # The last argument lists the characters that such a number may begin with
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
@@ -128,6 +129,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(data: Mapping[str, Any]) -> str:
     """Convert plain data to YAML text, the inverse of `read_yaml`."""
+    # None: lists of scalars on one line, as they are written by hand
     text: str = yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
     )

@@ -69,7 +69,7 @@ class PairDataset(Protocol):
         ...
 
     def captions(self) -> Iterator[str]:
-        """Captions that together show all words: what a BPE is learnt from."""
+        """Captions that together show all words: what a BPE is learned from."""
         ...
 
 
@@ -105,5 +105,5 @@ class PairStream(Protocol):
         ...
 
     def captions(self) -> Iterator[str]:
-        """Captions that together show all words: what a BPE is learnt from."""
+        """Captions that together show all words: what a BPE is learned from."""
         ...

@@ -64,7 +64,7 @@ class LabeledPairs:
         """Image `index`, uint8 [image_size, image_size, 3], and its class."""
         record, name = self.data.records[index], self.data.classes[index]
         if name is None:
-            raise BadRecord(record.key, "its class is not told")
+            raise BadRecord(record.key, "it has no class")
         return Pair(read_image(image_bytes(record), record.key, self.image_size), name, key=record.key)
 
     def captions(self) -> Iterator[str]:
@@ -100,6 +100,7 @@ def _emoji(by: str, split: str) -> LabeledImages:
         raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), split, _EMOJI_SIZE)
     names = pairs.styles if by == "style" else pairs.groups
+    # As PNG, so that they are decoded as everybody's files are
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
         for index in range(len(pairs))

@@ -57,7 +57,7 @@ def batches(
     Raises:
         ValueError: (at the first batch) there are no records, or none that can be used.
     """
-    share = batch_size // world
+    share = batch_size // world  # the same for all processes
     local = slice(rank * share, (rank + 1) * share)
     if isinstance(dataset, PairStream):
         streamed = _BatchStream(dataset, batch_size, seed, start, local)
@@ -134,6 +134,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
 
     def __iter__(self) -> Iterator[Batch | ValueError]:
         worker = get_worker_info()
+        # Batches are dealt to the workers in turn
         first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
         try:
             records = self._endless(self.start * self.batch_size)
@@ -145,7 +146,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
                     lookahead.extend(islice(records, _LOOKAHEAD + 1 - len(lookahead)))
                     if batch % every == first and self.local.start <= place < self.local.stop:
                         decoded.append(self._decode_next(lookahead))
-                    lookahead.popleft()
+                    lookahead.popleft()  # also where another process decodes it
                 if decoded:
                     yield stack(decoded)
         except ValueError as error:  # `batches` raises it in the main process
@@ -160,7 +161,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
                 if skip:
                     skip -= 1
                 else:
-                    yield record, pair_seed(self.seed, epoch, length - 1)
+                    yield record, pair_seed(self.seed, epoch, length - 1)  # numbers of records count from 0
             if not length:
                 raise ValueError("the stream holds no records to train on: check data.path")
             # The first pass has shown the length of an epoch, so that the rest of `skip` needs no reading.
@@ -221,6 +222,7 @@ def evaluation_batches(
             (report or _log_skipped)([str(error)])
         else:
             good.append((pair.image, pair.caption, seed, []))
+        # Also if the last record is broken: then what came before it is a batch
         if good and (len(good) == batch_size or index == indices[-1]):
             yield stack(good)
             good = []

@@ -87,6 +87,7 @@ class ShapesDataset:
         # A fixed seed, not the run's: the validation split must be the same in all runs
         shuffled = list(COMBINATIONS)
         random.Random(0).shuffle(shuffled)
+        # In the order of the fixed shuffle, so that the splits share no combination
         held_out = len(shuffled) // 8
         self.combinations = shuffled[:held_out] if split == "validation" else shuffled[held_out:]
         self.length = config.size
@@ -105,7 +106,7 @@ class ShapesDataset:
             right += rng.uniform(-self.config.shift, self.config.shift)
             down += rng.uniform(-self.config.shift, self.config.shift)
         covered = coverage(shape, self.image_size, right, down)[..., None]
-        image = 255 + covered * (np.asarray(COLORS[color]) - 255)
+        image = 255 + covered * (np.asarray(COLORS[color]) - 255)  # from white to the color
         return Pair(image.round().astype(np.uint8), caption(shape, color, place))
 
     def captions(self) -> Iterator[str]:
@@ -128,6 +129,7 @@ def coverage(shape: str, side: int, right: float, down: float) -> np.ndarray:
         right: horizontal center of the shape, as a fraction of the side.
         down: vertical center of the shape, as a fraction of the side.
     """
+    # Centers of the samples, in [0, 1]
     at = (np.arange(side * _FINE) + 0.5) / (side * _FINE)
     x, y = (at[None] - right) / RADIUS, (at[:, None] - down) / RADIUS  # the shape spans [-1, 1]
     far = np.maximum(abs(x), abs(y))
@@ -140,5 +142,5 @@ def coverage(shape: str, side: int, right: float, down: float) -> np.ndarray:
         "diamond": abs(x) + abs(y) <= 1,
         "ring": (square_radius <= 1) & (square_radius >= 0.25),
     }[shape]
-    covered: np.ndarray = inside.reshape(side, _FINE, side, _FINE).mean((1, 3))
+    covered: np.ndarray = inside.reshape(side, _FINE, side, _FINE).mean((1, 3))  # mean of the samples of each pixel
     return covered

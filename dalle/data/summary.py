@@ -51,6 +51,7 @@ def summarize(training: PairDataset | PairStream, held_out: PairDataset) -> Summ
         example = "none" if record is None else _shown(record.key, (record.captions or ("",))[0])
         return Summary(None, None, None, example, "")
     assert not isinstance(training, PairStream)
+    # Generated sets are told apart by their sizes alone
     captions, names = None, f"{len(training)}/{len(held_out)}"
     if isinstance(training, CustomDataset):
         if len(training) <= _MAX_COUNTED:

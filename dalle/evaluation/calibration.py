@@ -18,6 +18,7 @@ class TemperatureScaling:
     """
 
     def __init__(self) -> None:
+        # Evenly spaced in log(1 / T): a factor is what counts in a temperature
         log_inverses = torch.linspace(math.log(1 / _HIGHEST), math.log(1 / _LOWEST), _POINTS, dtype=torch.float64)
         self.inverses = log_inverses.exp().tolist()
         self.sums = torch.zeros(_POINTS, 2, dtype=torch.float64)  # cross-entropy, its derivative
@@ -26,9 +27,9 @@ class TemperatureScaling:
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add logits [M, V] and the correct ids [M]."""
         logits = logits.float()
-        target_logits = logits.gather(1, targets[:, None])[:, 0]
+        target_logits = logits.gather(1, targets[:, None])[:, 0]  # [M]
         for point, inverse in enumerate(self.inverses):
-            scaled = logits * inverse
+            scaled = logits * inverse  # [M, V]
             lse = scaled.logsumexp(1, keepdim=True)
             nats = lse[:, 0] - inverse * target_logits
             # d lse / d b is the mean logit under the softmax
@@ -40,6 +41,7 @@ class TemperatureScaling:
     def best(self) -> tuple[float, float]:
         """The temperature from 0.1 to 10 with the lowest cross-entropy, and that cross-entropy in nats per token."""
         values, slopes = (self.sums / self.count).T.tolist()
+        # Convex: the minimum is where the derivative changes sign
         right = next((point for point, slope in enumerate(slopes) if slope >= 0), None)
         if right is None or right == 0:  # the minimum is outside the range, or at its first value
             point = _POINTS - 1 if right is None else 0
@@ -64,7 +66,7 @@ def _hermite(t: float, a: float, b: float, slope_a: float, slope_b: float) -> fl
 def _minimize(a: float, b: float, slope_a: float, slope_b: float) -> float:
     """Where a Hermite cubic that falls at 0 and rises at 1 is lowest, by golden-section search."""
     low, high, ratio = 0.0, 1.0, (math.sqrt(5) - 1) / 2
-    for _ in range(60):
+    for _ in range(60):  # 3e-13 of the interval
         left, right = high - ratio * (high - low), low + ratio * (high - low)
         if _hermite(left, a, b, slope_a, slope_b) < _hermite(right, a, b, slope_a, slope_b):
             high = right

@@ -52,6 +52,7 @@ def caption_metrics(
     other_captions = derangement(len(captions))
     own_sums = _OwnCaptionSums(model)
     sums = {"none": [0.0, 0], "other": [0.0, 0]}  # nats, tokens
+    # Logits of a pass: [size, N, K]
     size = max(1, min(batch_size, _MAX_LOGITS // (model.config.image_vocab * all_codes.shape[1])))
     for first in range(0, len(captions), size):
         part = slice(first, first + size)
@@ -100,12 +101,13 @@ class _OwnCaptionSums:
     def update(self, text: Tensor, codes: Tensor, tokenizer: TextTokenizer | T5Encoder) -> None:
         """Add text [B, T] (features: [B, T, C]) and codes [B, N]."""
         text_nats, image_nats, predicted = self.model.token_losses_and_predictions(text, codes)
-        self.temperature.update(self.model(text, codes).flatten(0, 1), codes.flatten())
+        self.temperature.update(self.model(text, codes).flatten(0, 1), codes.flatten())  # [B N, K], [B N]
         self.predicted_codes.update(predicted)
         self.correct += int((predicted == codes).sum())
         self.image[0] += image_nats.sum().item()
         self.image[1] += image_nats.numel()
         if isinstance(tokenizer, TextTokenizer) and text_nats.numel():  # not all models predict their text
+            # Losses are those of the last tokens, as the first may have none
             not_padding = text[:, text.shape[1] - text_nats.shape[1] :] != tokenizer.pad_id
             self.text[0] += text_nats[not_padding].sum().item()
             self.text[1] += int(not_padding.sum())

@@ -23,7 +23,7 @@ def blank_cells(images: Tensor, factor: int) -> Tensor:
     Returns:
         bool [B, H / factor, W / factor]
     """
-    darkest = -F.max_pool2d(-images, factor)  # [B, 3, h, w]
+    darkest = -F.max_pool2d(-images, factor)  # [B, 3, h, w]; a minimum is a maximum of the negative
     return (darkest == 1).all(1)
 
 
@@ -71,5 +71,6 @@ def entropy_given_position(counts: Tensor) -> float:
     """
     by_position = counts.double()
     totals = by_position.sum(1, keepdim=True)  # [P, 1]
+    # entr is -p log p, and 0 at 0
     entropies = torch.special.entr(by_position / totals.clamp(min=1)).sum(1)  # [P]
     return float((entropies * totals[:, 0]).sum() / totals.sum())

@@ -49,22 +49,23 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     if min(images.shape[-2:]) < SSIM_WINDOW:
         size = "x".join(str(n) for n in images.shape[-2:])
         raise ValueError(f"ssim needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {size}")
-    x, y = images.double(), references.double()
-    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2
+    x, y = images.double(), references.double()  # variances are differences: float64
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2  # from -5 to 5
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
 
     def local_mean(values: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H - 10, W - 10]
+        # Channels as images of one channel each: the window is the same for all
         planes = values.flatten(0, 1)[:, None]
+        # Two one-dimensional convolutions are the two-dimensional Gaussian window
         blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
         return blurred.view(*values.shape[:2], *blurred.shape[-2:])
 
-    # Two one-dimensional convolutions are the two-dimensional Gaussian window
     mean_x, mean_y = local_mean(x), local_mean(y)
     variance_x = local_mean(x * x) - mean_x.square()
     variance_y = local_mean(y * y) - mean_y.square()
     covariance = local_mean(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
+    c1, c2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 with L = 1
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).flatten(1).mean(1).to(torch.float32)
@@ -83,9 +84,8 @@ class CodebookUsage:
     def update(self, codes: Tensor) -> None:
         """Count `codes`, int64 of any shape with 0 <= code < K."""
         flat = codes.flatten().to(self.counts.device)
-        self.counts.scatter_add_(
-            0, flat, torch.ones_like(flat)
-        )  # bincount would synchronize: its length depends on the data
+        # Not bincount, which synchronizes: the length of its result depends on the data
+        self.counts.scatter_add_(0, flat, torch.ones_like(flat))
 
     @property
     def used(self) -> float:
@@ -175,6 +175,7 @@ def confusion(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
     Returns:
         int64 [L, L]
     """
+    # Row and column as one number
     return torch.bincount(targets * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
@@ -194,6 +195,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"frechet_distance needs at least 2 samples of each set, got {len(features_a)} and {len(features_b)}"
         )
     a, b = features_a.double(), features_b.double()
+    # `view`, as the covariance of a single feature is a scalar
     covariance_a, covariance_b = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(b.shape[1], -1)
     # With fewer samples than features the covariances are singular; rounding then gives small negative eigenvalues
     values, vectors = torch.linalg.eigh(covariance_a)

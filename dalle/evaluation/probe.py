@@ -63,6 +63,7 @@ def fit_logistic(features: Tensor, targets: Tensor, classes: int, strength: floa
         strength: of the L2 regularization, above 0.
     """
     x, count = features.double(), len(features)
+    # The bias is the last column
     parameters = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS(
         [parameters],
@@ -75,7 +76,7 @@ def fit_logistic(features: Tensor, targets: Tensor, classes: int, strength: floa
     def objective() -> Tensor:
         solver.zero_grad()
         weight, bias = parameters[:, :-1], parameters[:, -1]
-        # The mean, so that tolerances do not depend on the number of images
+        # The mean of the losses, so that tolerances do not depend on their number; `strength` is for their sum
         loss = F.cross_entropy(x @ weight.T + bias, targets) + strength / (2 * count) * weight.square().sum()
         loss.backward()
         return loss

@@ -86,6 +86,7 @@ def evaluate(
             for batch in evaluation_batches(open_data(data, split, image_size), batch_size, limit=split_limit):
                 images += len(batch.captions)
                 yield batch
+                # After the yield: the batch has been evaluated
                 if progress is not None:
                     progress(len(batch.captions))
 

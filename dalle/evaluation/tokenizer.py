@@ -69,7 +69,7 @@ class LocalityMetrics:
         self.blank_counts = torch.zeros(rows * columns, tokenizer.codebook_size, dtype=torch.int64, device=self.device)
         self.cells = 0
         self.counts: dict[str, list[int]] = {}  # metric -> unchanged codes, compared codes
-        self.noise = torch.Generator().manual_seed(0)
+        self.noise = torch.Generator().manual_seed(0)  # the same noise each time
 
     def update(self, images: Tensor, codes: Tensor, reconstructions: Tensor) -> None:
         """Add a batch.
@@ -90,7 +90,7 @@ class LocalityMetrics:
         noise = torch.rand(images.shape, generator=self.noise).mul_(2 * NOISE).sub_(NOISE).to(self.device)
         self._count("kept_noise", unchanged_codes(codes, encode((images + noise).clamp(0, 1))))
         self._count("kept_reencoded", unchanged_codes(codes, encode(reconstructions)))
-        blank = blank_cells(images, factor).flatten(1)
+        blank = blank_cells(images, factor).flatten(1)  # [B, P]
         positions = torch.arange(rows * columns, device=self.device).expand_as(blank)[blank]
         # Count pairs of position and code as indices of the flattened table [P, K]
         flat = positions * self.tokenizer.codebook_size + codes.flatten(1)[blank]

@@ -113,8 +113,8 @@ def full_prior_metrics(prior: Prior, images: Tensor, texts: Tensor, samples: Ten
 
 def _ranked(name: str, queries: Tensor, keys: Tensor) -> dict[str, float]:
     """How often key n is among the nearest ones of query n, by cosine; [N, D] each."""
-    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T
-    ranks = (similarity > similarity.diagonal()[:, None]).sum(1)
+    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T  # [N, N]
+    ranks = (similarity > similarity.diagonal()[:, None]).sum(1)  # keys that are strictly closer
     return {f"{name}_top{most}": (ranks < most).float().mean().item() for most in _TOP}
 
 
@@ -129,6 +129,7 @@ class DecoderEvaluation:
 
     def __init__(self, decoder: DiffusionDecoder, clip: CLIP, judge: CLIP | None, options: DiffusionSamplingConfig):
         self.decoder, self.clip, self.judge, self.options = decoder, clip, clip if judge is None else judge, options
+        # Decoder and both CLIPs shrink the images, none enlarges them
         self.image_size = max(clip.config.image_size, self.judge.config.image_size, decoder.config.image_size)
         self.prior: Prior | None = None
         self.prior_sampling = PriorSamplingConfig()

@@ -41,7 +41,7 @@ def label_embeds(clip: CLIP, synonyms: Sequence[Sequence[str]], templates: Seque
     """
     prompts = [[template.replace("{}", word) for word in words for template in templates] for words in synonyms]
     embeds = embed_texts(clip, [prompt for of_label in prompts for prompt in of_label])  # [all prompts, D]
-    means = [part.mean(dim=0) for part in embeds.split([len(of_label) for of_label in prompts])]
+    means = [part.mean(dim=0) for part in embeds.split([len(of_label) for of_label in prompts])]  # [D] each
     return F.normalize(torch.stack(means), dim=-1)
 
 
@@ -64,7 +64,7 @@ def zero_shot_metrics(
     number_of = {name: number for number, name in enumerate(labels)}
     device, cosines, targets = device_of(clip), [], []
     for batch in batches:
-        cosines.append(clip.encode_image(batch.unit_images(device)).float().cpu() @ vectors.T)
+        cosines.append(clip.encode_image(batch.unit_images(device)).float().cpu() @ vectors.T)  # [B, L]
         targets += [number_of[name] for name in batch.captions]
     found = metrics.classification(torch.cat(cosines), torch.tensor(targets))
     return {f"zero_shot_{name}": value for name, value in found.items()}

@@ -56,6 +56,8 @@ def row_bytes(model: DALLE, known_prefix: int, window: int = 1) -> int:
     # The text is cached twice: once per prompt, for all its candidates, and again in the cache of whole sequences
     kept = shape.key_heads * shape.head_width
     cached = shape.depth * (2 * kept + (shape.width if config.shift_tokens else 0)) * (2 * prefix + config.token_length)
+    # Of each token: the residual stream and its copies, q, k, v and their mix, two maps of the feed-forward, and scores
+    # with their softmax
     states = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + known_prefix))
     # Logits: about eight float32 copies, of sampling's sorts and sums
     return size * (cached + states) + 4 * 8 * config.image_vocab * window

@@ -45,7 +45,7 @@ class FusedBlocks:
             or not allows_native_inference(x)
         ):
             return None
-        if model.training and (model.config.dropout or model.config.attention_dropout):
+        if model.training and (model.config.dropout or model.config.attention_dropout):  # dropout
             return None
         rows = x.shape[0] * x.shape[1]
         if len(x) != cache.keys.shape[1] or x.dtype != cache.keys.dtype:

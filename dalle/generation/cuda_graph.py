@@ -35,7 +35,7 @@ _RECOMPILE_LIMIT = 2**12
 class DevicePositions(Positions):
     """A single position as a tensor, less than `end`: entries of tables are gathered rather than sliced."""
 
-    on_device = True
+    on_device = True  # on the device only
 
     def __init__(self, index: Tensor, end: int) -> None:
         self.index, self.end = index, end
@@ -152,6 +152,7 @@ class StaticDecodeStep:
 
     def run(self) -> None:
         """Append the previous code to the cache and generate the next one."""
+        # Stored are the prefix and the codes before `at` - 1; code `at` - 1 is fed now
         at = self.cache.index - (self.cache.prefix - 1)  # index of the code to generate
         ids = self.codes.index_select(1, at - 1)
         logits = self.model.extend_each(self.expand(ids, self.cache.keys.shape[1]), self.cache)
@@ -166,6 +167,7 @@ class GraphedStep:
     def __init__(self, step: StaticDecodeStep, record: Record, compiled: bool) -> None:
         self.step, self.record = step, record
         self.function: Callable[[], None] = (
+            # `fullgraph`: a break in the graph would bring Python back into every step
             torch.compile(step.run, fullgraph=True, dynamic=False) if compiled else step.run
         )
         self.graphs: dict[int, Callable[[], object]] = {}
@@ -175,6 +177,7 @@ class GraphedStep:
     def run(self, position: int) -> None:
         """Generate the next code, after `position` stored tokens."""
         cache = self.step.cache
+        # The smallest bucket that has a place for the token stored in this step
         bucket = min((position // self.bucket_size + 1) * self.bucket_size, cache.keys.shape[3])
         if bucket not in self.graphs:
             cache.key_bucket = bucket
@@ -237,6 +240,7 @@ class CudaGraphDecoder:
         codes[:, first] = torch.where(known_mask[:, first], codes[:, first], sampled)
         on_progress(len(codes))
         step = self._step(cache, codes, known_mask, uniform, expand)
+        # The first code needed no step
         for position in range(cache.position, cache.position + codes.shape[1] - start - 1):
             step.run(position)
             codes.copy_(step.step.codes)  # callbacks may read them

@@ -69,6 +69,7 @@ def decoder_denoiser(
         guidance: classifier-free guidance scale. Without condition it knows neither embedding nor caption.
         limit: bounds of predicted images; None leaves them, as inversion needs it.
     """
+    # `nobody` drops the embedding of every row, for the unconditional prediction
     standard, nobody = decoder.standardize(embeds), torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     nothing = repeated(empty, len(embeds)) if len(empty.states) == 1 else empty
     return make_denoiser(
@@ -94,7 +95,7 @@ def latent_denoiser(
         guidance: classifier-free guidance scale.
         limit: bounds of predicted latents; None leaves them, as inversion needs it.
     """
-    others = nothing.expand_as(embeds)
+    others = nothing.expand_as(embeds)  # one row or B
     return make_denoiser(
         lambda x, steps: decoder(x, steps, embeds),
         make_schedule(decoder.config.schedule),
@@ -117,7 +118,7 @@ def upsampler_denoiser(
         limit: bounds of predicted images; None leaves them.
         last: another network, and the time step that is its own: Karlo has one for the last step.
     """
-    large = enlarged(low.clamp(-1, 1), upsampler.config.image_size)
+    large = enlarged(low.clamp(-1, 1), upsampler.config.image_size)  # samples may overshoot a little
 
     def denoiser(network: Upsampler) -> Denoiser:
         return make_denoiser(

@@ -87,7 +87,7 @@ def generate(
     per_prompt = [stream.of_options(one) for one in per_prompt]
     prompts = [prompt for prompt, own in enumerate(seeds) for _ in own]  # [B] the prompt of each candidate
     codes, kept = _known(model, known_codes, known_mask, len(text), prompts)
-    known, mask = stream.of_codes(codes), stream.of_codes(kept, True)
+    known, mask = stream.of_codes(codes), stream.of_codes(kept, True)  # row ends are always known
     # A prefix that all candidates know is run at once; known tokens after it only replace what is sampled there
     known_prefix = int(mask.all(0).int().cumprod(0).sum())
     # All uniform numbers in advance: number i belongs to token i, however many tokens a step generates
@@ -98,7 +98,7 @@ def generate(
             for seed in several
         ]
     )
-    uniform = stream.of_codes(uniform, 0.0)
+    uniform = stream.of_codes(uniform, 0.0)  # row ends draw nothing
     device = model.image_head.weight.device
     window = min(engine.window, length)
     # Set on the device and read once per batch: reading it in each step would make the host wait
@@ -119,7 +119,7 @@ def generate(
         if watch is not None:
             watch(stream.to_codes(codes), stream.count_codes(finished))
 
-    training = model.training
+    training = model.training  # dropout would make candidates depend on the batch
     model.eval()
     try:
         prefixes = PrefilledPrompts(model, text.to(device), None if negative is None else negative.to(device))
@@ -205,6 +205,7 @@ class _BatchGenerator:
     def _graphs(self, sampler: TokenSampler) -> cuda_graph.CudaGraphDecoder | None:
         """The CUDA graphs for such a batch. A recorded graph has the sampling options in it."""
         sampling = sampler.samplings[0]
+        # Options are constants of a graph, so others need a new one
         if self.recorded is None or not sampler.uniform or self.recorded[0] != sampling:
             graphs = cuda_graph.cuda_graph_decoder(self.model, sampler.sample_tokens, self.engine.compiled)
             self.recorded = sampling, graphs
@@ -252,6 +253,7 @@ def _known(
 ) -> tuple[Tensor, Tensor]:
     """Codes [B, N], and which of them are known, bool [B, N]; on the CPU."""
     length = model.config.image_length
+    # Nothing is known: all codes are generated
     if known_codes is None and known_mask is None:
         shape = (len(prompts), length)
         return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)

@@ -54,6 +54,7 @@ def jacobi_decode(
     begin, end = start, start + 1
     found = sampled(logits, begin, end)
     while True:
+        # Candidates share a window, so the slowest one decides how far it moves
         final = begin + min(one.update(begin, row) for one, row in zip(guesses, found, strict=True))
         codes[:, begin:final] = torch.tensor(found, device=codes.device)[:, : final - begin]
         on_progress(batch * (final - begin))
@@ -87,7 +88,7 @@ class _Guesses:
     def update(self, begin: int, found: list[int]) -> int:
         """Take the tokens that came out from `begin` on; returns how many of them are final."""
         same = [token == guess for token, guess in zip(found, self.tokens[begin:], strict=False)]
-        right = same.index(False) + 1 if False in same else len(same)
+        right = same.index(False) + 1 if False in same else len(same)  # the first wrong guess still gives a right token
         for position, token in enumerate(found, begin):
             self.after[position][self.tokens[position - 1]] = token  # for position 0 never looked up
             self.latest[position] = token

@@ -29,6 +29,7 @@ class PrefilledPrompts:
         graphs of it stay valid.
         """
         rows = prompts + [self.nulls[prompts[candidate]] for candidate in guided]
+        # Prompts come in order: those without candidates in this batch are done
         self.prefilled = {row: state for row, state in self.prefilled.items() if row in rows}
         fresh = sorted(set(rows) - set(self.prefilled))
         if fresh:

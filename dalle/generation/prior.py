@@ -88,7 +88,7 @@ def sample_embeddings(
         return _sample_components(prior, text, seeds, options, nothing)
     count, dim, device = options.samples, prior.config.embed_dim, text.states.device
     # Each caption `count` times, next to each other
-    each = TextStates(*(part.repeat_interleave(count, 0) for part in text))
+    each = TextStates(*(part.repeat_interleave(count, 0) for part in text))  # [B * count, ...]
     other, dropped = _null_text(prior, text, nothing, options.guidance)
     others = TextStates(*(part.repeat_interleave(count, 0) for part in other))
     own = candidate_noise(seeds, (dim,), device)
@@ -106,6 +106,7 @@ def sample_embeddings(
         guidance=options.guidance,
         limit=None if options.bound is None else Limit(options.bound),
     )
+    # Raw embeddings [B * count, D]
     embeds = prior.unstandardize(sample_diffusion(denoise, schedule, options.sampler, noise or candidates))
     embeds = embeds.unflatten(0, (-1, count))
     # The paper keeps the better of two samples, by the dot product with the text embedding
@@ -134,9 +135,11 @@ def _sample_components(
 ) -> Tensor:
     """Sample one component after the other, with the dot product from the upper half of its buckets (section 2.2)."""
     # One number for the dot product and one for each component, from each candidate's own generator
+    # [K + 1] each
     numbers = [torch.rand(prior.components + 1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     uniform = torch.stack(numbers).to(text.states.device)
     half = prior.config.dot_buckets // 2
+    # In the upper half: a good match with the caption
     dots = half + (uniform[:, 0] * (prior.config.dot_buckets - half)).long()
     guided, unknown = options.guidance != 1, False
     if guided:  # the unconditional half follows the conditional one in the batch
@@ -147,9 +150,10 @@ def _sample_components(
     ids: list[Tensor] = []
     for component in range(prior.components):
         if component:
-            last = torch.cat((ids[-1], ids[-1])) if guided else ids[-1]
+            last = torch.cat((ids[-1], ids[-1])) if guided else ids[-1]  # both halves continue with the same bucket
             logits = prior.extend(last, cache, valid)
         if guided:
             logits = guide(logits[: len(seeds)], logits[len(seeds) :], options.guidance)
+        # Number 0 was the dot product's
         ids.append(sample(logits, uniform[:, component + 1], options.token_sampling()))
     return prior.decode(torch.stack(ids, dim=1))

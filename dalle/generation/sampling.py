@@ -31,7 +31,7 @@ def sample(
         int64 [B]; an arbitrary token for rows whose logits are not finite.
     """
     if config.temperature == 0:
-        # Greedy decoding needs no division by 0 and no uniform numbers
+        # Greedy decoding needs no division by 0 and no uniform numbers; of equals argmax takes the lowest id
         largest, tokens = logits.max(-1)
         flag_nonfinite(failed, largest)
         return tokens

@@ -26,7 +26,7 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     a, b = start.double().flatten(1), end.double().flatten(1)
     lengths = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     unit_a, unit_b = (vector / length.clamp(min=1e-12) for vector, length in zip((a, b), lengths, strict=True))
-    angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()
+    angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()  # rounding may leave a cosine just above 1
     sine = angle.sin()
     curved = (((1 - share) * angle).sin() * unit_a + (share * angle).sin() * unit_b) / sine.clamp(min=_NEARLY)
     length = (1 - share) * lengths[0] + share * lengths[1]
@@ -56,6 +56,8 @@ def blend(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     mean = F.normalize((shares * units).sum(0), dim=-1)
     for _ in range(_ROUNDS):
         cosines = (units * mean).sum(-1, keepdim=True).clamp(-1, 1)
+        # The logarithm map: tangents at the mean towards each vector, as long as their angle; then their mean is walked
+        # along
         across = units - cosines * mean
         tangents = across * cosines.acos() / across.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         step = (shares * tangents).sum(0)
@@ -98,5 +100,6 @@ def text_difference(embeds: Tensor, before: Tensor, after: Tensor, theta: float)
     difference = F.normalize(after.double(), dim=-1) - F.normalize(before.double(), dim=-1)
     if difference.norm() < 1e-4:
         raise ValueError("both texts have the same embedding, a difference of length 0: give others")
+    # As long as the image's own
     target = F.normalize(difference, dim=-1).to(embeds.dtype) * embeds.norm(dim=-1, keepdim=True)
     return slerp(embeds, target, theta)

@@ -42,6 +42,7 @@ class TokenSampler:
         self.guided = torch.tensor(indices, dtype=torch.int64, device=failed.device)
         self.until = [_until(samplings[i], length) for i in indices]
         self.ends = sorted({end for end in self.until if known_prefix < end < length})
+        # Candidates with equal options are sampled in one call
         groups: dict[tuple[float | int | None, ...], list[int]] = {}
         for i, one in enumerate(samplings):
             groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
@@ -61,11 +62,12 @@ class TokenSampler:
         count = rows - len(ids)
         if not count:
             return ids
+        # With equal options all candidates are guided, in their own order
         return torch.cat((ids, ids if self.uniform else ids[self.guided[:count]]))
 
     def sample_tokens(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Codes [B, n] that uniform numbers [B, n] draw from logits [rows, n, V]."""
-        own, count = logits[: len(uniform)].float(), len(logits) - len(uniform)
+        own, count = logits[: len(uniform)].float(), len(logits) - len(uniform)  # [B, n, V]
         if count:
             unconditional = logits[len(uniform) :].float()
             if self.uniform:

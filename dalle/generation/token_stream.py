@@ -46,6 +46,7 @@ class TokenStream:
 
     def count_codes(self, tokens: int) -> int:
         """How many of the first `tokens` tokens are codes."""
+        # Each row end is one token after `columns` codes
         return tokens - tokens // (self.columns + 1) if self.row_ends else tokens
 
     def of_options(self, sampling: SamplingConfig) -> SamplingConfig:
@@ -53,4 +54,4 @@ class TokenStream:
         until = sampling.guidance_until
         if not self.row_ends or until is None:
             return sampling
-        return replace(sampling, guidance_until=until + until // self.columns)
+        return replace(sampling, guidance_until=until + until // self.columns)  # and the row ends between them

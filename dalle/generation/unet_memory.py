@@ -53,7 +53,7 @@ def unet_row_bytes(config: UNetConfig, side: int, context_tokens: int = 0, eleme
         pixels = (side // 2**level) ** 2
         skips += config.layers * width * pixels
         if level + 1 < len(config.widths):
-            skips += width * pixels // 4
+            skips += width * pixels // 4  # the downsampled map, kept too
         # Input joined with a skip connection, the same normalized, and three feature maps of the convolutions
         below = config.widths[min(level + 1, len(config.widths) - 1)]
         block = (2 * (below + width) + 3 * width) * pixels

@@ -84,6 +84,7 @@ class DiscreteVAE(ImageTokenizer):
         self._check_images(images)
         logits = self._logits(images)
         relaxed = F.gumbel_softmax(logits, tau=temperature, dim=1)
+        # A mixture of codebook vectors
         latents = torch.einsum("b k h w, k c -> b c h w", relaxed, self.codebook.weight)
         made = self.decode_latents(latents)
         scale = 4 if self.config.normalised else 1  # the error in the network's range [-1, 1], twice as wide as [0, 1]
@@ -97,7 +98,7 @@ class DiscreteVAE(ImageTokenizer):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """See `ImageTokenizer.decode_latents`."""
         x = self.decoder(latents.to(self.last_layer.dtype)).float()
-        return (x + 1) / 2 if self.config.normalised else x
+        return (x + 1) / 2 if self.config.normalised else x  # from [-1, 1], or as it is
 
     def _logits(self, images: Tensor) -> Tensor:
         x = 2 * images - 1 if self.config.normalised else images

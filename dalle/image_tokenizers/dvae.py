@@ -44,6 +44,7 @@ class DVAEConfig:
 
     def __post_init__(self) -> None:
         # A rough count of parameters, so that an absurd config fails before anything is allocated
+        # Bounded, as 2 to the power of an absurd number would not end
         widest = self.hidden * 2 ** min(self.groups, 64)
         numbers = self.groups * self.blocks_per_group * (widest**2 + 2**14)
         numbers += self.codebook_size * (widest + self.code_channels) + self.code_channels * widest
@@ -101,7 +102,7 @@ class DVAE(ImageTokenizer):
         logits = self.encoder(mapped)
         # Differentiable sampling of codes; training anneals the temperature, so that they become one-hot
         relaxed = F.gumbel_softmax(logits, temperature, dim=1)
-        mean, log_scale = self.decoder(relaxed).chunk(2, dim=1)
+        mean, log_scale = self.decoder(relaxed).chunk(2, dim=1)  # [B, 3, H, W] each
         losses = {
             "reconstruction": logit_laplace_nll(mapped, mean, log_scale).mean(),
             "kl": kl_to_uniform(logits),
@@ -143,6 +144,7 @@ def logit_laplace_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     Returns:
         Shaped like x.
     """
+    # -log of exp(-|logit(x) - mean| / b) / (2 b x (1 - x)) with b = exp(log_scale): equation 2 of the paper
     distance = (x.logit() - mean).abs()
     return math.log(2) + log_scale + (x * (1 - x)).log() + distance * (-log_scale).exp()
 
@@ -152,7 +154,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DVAEConfig):
         super().__init__()
-        self.input = _conv(3, config.hidden, 7)
+        self.input = _conv(3, config.hidden, 7)  # as OpenAI's first convolution
         # Three 3x3 kernels and a 1x1 kernel per block; the decoder has them in reverse order
         self.groups = _groups([config.hidden, *config.widths], (3, 3, 3, 1), config)
         self.output = _conv(config.widths[-1], config.codebook_size, 1)
@@ -175,7 +177,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.input = _conv(config.codebook_size, config.code_channels, 1)
         self.groups = _groups([config.code_channels, *reversed(config.widths)], (1, 3, 3, 3), config)
-        self.output = _conv(config.hidden, 6, 1)
+        self.output = _conv(config.hidden, 6, 1)  # mean and log scale of three channels
 
     def forward(self, relaxed: Tensor) -> Tensor:
         """See the class."""
@@ -205,7 +207,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, width: int, kernels: tuple[int, int, int, int], gain: float):
         super().__init__()
         self.gain = gain
-        ends = pairwise([inputs, width // 4, width // 4, width // 4, width])
+        ends = pairwise([inputs, width // 4, width // 4, width // 4, width])  # the middle has a quarter of the channels
         self.convs = nn.ModuleList(
             [_conv(inner, outer, kernel) for (inner, outer), kernel in zip(ends, kernels, strict=True)]
         )
@@ -234,7 +236,7 @@ def _groups(widths: list[int], kernels: tuple[int, int, int, int], config: DVAEC
 def _conv(inputs: int, width: int, kernel: int) -> nn.Conv2d:
     """A same-size convolution, initialized as in the dall_e package: variance 1 / fan-in, biases 0."""
     conv = Conv3x3(inputs, width) if kernel == 3 else nn.Conv2d(inputs, width, kernel, padding=kernel // 2)
-    nn.init.normal_(conv.weight, std=1 / math.sqrt(inputs * kernel**2))
+    nn.init.normal_(conv.weight, std=1 / math.sqrt(inputs * kernel**2))  # keeps the variance of unit inputs
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv

@@ -118,6 +118,7 @@ class Emu3VQ(ImageTokenizer):
         """See `ImageTokenizer.decode_latents`."""
         latents = latents.to(self.post_quant_conv.weight.dtype)
         # What is decoded and what modulates it pass through the same layers
+        # One batch of 2 B: what is decoded, and what modulates it
         both = self.decoder_stack(torch.cat((self.post_quant_conv(latents), latents)))
         for conv in self.decoder_time:
             both = F.silu(conv(both))

@@ -29,7 +29,10 @@ class LocalEncoderConfig:
     expansion: Size = 2
     """Hidden channels of a block, as a multiple of `width`."""
     margin: Annotated[int, Range(0, 64, hint="pixels")] = 0
-    """Pixels around its cell that a code depends on too; the image is padded by repeating its edge."""
+    """Pixels, after `pool`, around its cell that a code depends on too; the image is padded by repeating its edge."""
+    pool: Annotated[int, Range(1, 16, hint="1 reads every pixel")] = 1
+    """Side of the squares of pixels that are averaged before the encoder: the codes are those of an image smaller by
+    this factor, which the decoder draws at full size."""
 
     def __post_init__(self) -> None:
         check_total(
@@ -43,28 +46,31 @@ class LocalEncoder(nn.Module):
 
     Args:
         config: sizes.
-        factor: height and width of a cell, in pixels.
+        factor: height and width of a cell, in pixels; a multiple of `config.pool`.
         latent_channels: output channels.
     """
 
     def __init__(self, config: LocalEncoderConfig, factor: int, latent_channels: int):
         super().__init__()
-        self.margin = config.margin
+        self.margin, self.pool = config.margin, config.pool
         # The stride is the cell and the window is the cell plus its margin: nothing beyond it is seen
-        self.cell = nn.Conv2d(3, config.width, factor + 2 * config.margin, stride=factor)
+        cell = factor // config.pool
+        self.cell = nn.Conv2d(3, config.width, cell + 2 * config.margin, stride=cell)
         self.blocks = nn.ModuleList(CellBlock(config.width, config.expansion) for _ in range(config.blocks))
         self.norm_out = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
+        if self.pool > 1:
+            images = F.avg_pool2d(images, self.pool)
         if self.margin:
             # Zeros would mark the edge of the image, and blank cells there would get codes of their own.
             images = F.pad(images, 4 * [self.margin], mode="replicate")
         x = self.cell(images).permute(0, 2, 3, 1)  # [B, h, w, C]
         for block in self.blocks:
             x = block(x)
-        return self.out(self.norm_out(x)).permute(0, 3, 1, 2)
+        return self.out(self.norm_out(x)).permute(0, 3, 1, 2)  # [B, latent_channels, h, w]
 
 
 class CellBlock(nn.Module):

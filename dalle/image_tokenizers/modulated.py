@@ -39,9 +39,9 @@ class Decoder(nn.Module):
             for _ in range(blocks + 1):
                 self.up.append(ModulatedBlock(before, widths[level], latents))
                 before = widths[level]
-                if level == len(widths) - 1:
+                if level == len(widths) - 1:  # the coarsest level
                     self.up.append(ModulatedAttention(before, latents))
-            if level:
+            if level:  # level 0 has the images' resolution
                 self.up.append(Upsample(before))
         self.norm_out = Modulated(before, latents)
         self.conv_out = Conv3x3(before, 3)
@@ -65,7 +65,7 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """[B, C, h, w] to the same shape."""
-        latents = F.interpolate(latents, x.shape[-2:], mode="nearest")
+        latents = F.interpolate(latents, x.shape[-2:], mode="nearest")  # to this level's resolution
         return self.norm(x) * self.scale(latents) + self.shift(latents)
 
 
@@ -95,5 +95,5 @@ class ModulatedAttention(nn.Module):
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """[B, C, h, w] to the same shape."""
         tokens = rearrange(self.norm(x, latents), "b c h w -> b 1 (h w) c")
-        mixed = self.out(attend(*self.qkv(tokens).chunk(3, dim=-1)))
+        mixed = self.out(attend(*self.qkv(tokens).chunk(3, dim=-1)))  # [B, 1, h w, C]: one head
         return x + rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2])

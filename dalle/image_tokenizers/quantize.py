@@ -102,6 +102,7 @@ class GumbelQuantizer(Quantizer):
     def forward(self, z: Tensor, temperature: float) -> Quantized:
         """See `Quantizer.forward`."""
         logits = self._logits(z)
+        # `hard`: one-hot forward, the relaxation's gradient
         relaxed = F.gumbel_softmax(logits, temperature, hard=self.config.straight_through, dim=1)
         with torch.autocast(z.device.type, enabled=False):
             # In float32, as it sums over all codes
@@ -135,6 +136,7 @@ class FSQQuantizer(Quantizer):
         self.codebook_size, self.code_channels = math.prod(config.levels), len(config.levels)
         # Mixed radix: channel i counts in units of the product of the levels of the channels before it
         basis = [math.prod(config.levels[:channel]) for channel in range(len(config.levels))]
+        # Shaped [C, 1, 1], to broadcast over cells
         self.register_buffer("levels", torch.tensor(config.levels)[:, None, None], persistent=False)
         self.register_buffer("basis", torch.tensor(basis)[:, None, None], persistent=False)
 
@@ -143,7 +145,7 @@ class FSQQuantizer(Quantizer):
         bounded = self.bound(z)
         # Straight-through estimator: rounding in the forward pass, identity in the backward pass
         steps = bounded + (bounded.round() - bounded).detach()
-        return Quantized(steps / (self.levels // 2), self._number(steps), {})
+        return Quantized(steps / (self.levels // 2), self._number(steps), {})  # to [-1, 1]
 
     def encode(self, z: Tensor) -> Tensor:
         """See `Quantizer.encode`."""
@@ -153,20 +155,20 @@ class FSQQuantizer(Quantizer):
         """See `Quantizer.lookup`."""
         digits = codes[:, None] // self.basis % self.levels  # [B, C, h, w]
         half = self.levels // 2
-        return (digits - half).float() / half
+        return (digits - half).float() / half  # the middle level is 0
 
     def bound(self, z: Tensor, margin: float = 1e-3) -> Tensor:
         """Squash each channel of z [B, C, h, w] so that rounding it gives exactly its number of levels.
 
         An even number of levels is offset by half a level; the shift inside the tanh compensates, so 0 stays near 0.
         """
-        half = (self.levels - 1) * (1 - margin) / 2
+        half = (self.levels - 1) * (1 - margin) / 2  # the margin keeps tanh's ends from rounding to one level more
         offset = 0.5 * (self.levels % 2 == 0)
-        return (z.float() + (offset / half).tan()).tanh() * half - offset
+        return (z.float() + (offset / half).tan()).tanh() * half - offset  # the paper's listing has tan here
 
     def _number(self, steps: Tensor) -> Tensor:
         """Mixed-radix number [B, h, w] of rounded steps [B, C, h, w], the first channel the lowest digit."""
-        digits = steps.detach().round().long() + self.levels // 2
+        digits = steps.detach().round().long() + self.levels // 2  # from 0 up
         return (digits * self.basis).sum(1)
 
 

@@ -94,11 +94,12 @@ class VectorQuantizer(Quantizer):
         z = self._scaled(z.float(), 1)
         codes = self._nearest(z)
         latents = self.lookup(codes)
-        loss = self.config.commitment * F.mse_loss(z, latents.detach())
+        loss = self.config.commitment * F.mse_loss(z, latents.detach())  # the encoder moves to the code
         if self.config.update == "gradient":
-            loss = loss + F.mse_loss(latents, z.detach())
+            loss = loss + F.mse_loss(latents, z.detach())  # the code moves to the encoder's output
         if self.training:
             self._accumulate(z.detach(), codes)
+        # Straight-through estimator: the decoder sees the code, the encoder gets the decoder's gradient
         return Quantized(z + (latents - z).detach(), codes, {"codebook": loss})
 
     def encode(self, z: Tensor) -> Tensor:
@@ -115,6 +116,7 @@ class VectorQuantizer(Quantizer):
         """Update the codebook and restart dead codes; does nothing if no training pass came before."""
         if not self._candidates:
             return
+        # Sums over processes, so that all of them make the same step
         count, total = (self._count, self._sum) if reduce is None else (reduce(self._count), reduce(self._sum))
         used = count > 0
         if self.config.update == "ema":
@@ -146,14 +148,14 @@ class VectorQuantizer(Quantizer):
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             flat = rearrange(z, "b c h w -> (b h w) c")
             codebook = self._scaled(self.codebook.float(), 1)
-            rows = max(_MAX_DISTANCES // self.codebook_size, 1)
+            rows = max(_MAX_DISTANCES // self.codebook_size, 1)  # a chunk of cells against all codes
             codes = torch.cat([self._distances(part, codebook).argmin(1) for part in flat.split(rows)])
         return codes.view(z.shape[0], *z.shape[2:])
 
     @staticmethod
     def _distances(flat: Tensor, codebook: Tensor) -> Tensor:
         """Squared distances [N, K] minus |z|^2, which is the same for all codes."""
-        return torch.addmm(codebook.square().sum(1), flat, codebook.t(), alpha=-2)
+        return torch.addmm(codebook.square().sum(1), flat, codebook.t(), alpha=-2)  # |c|^2 - 2 z c
 
     @torch.no_grad()
     def _accumulate(self, z: Tensor, codes: Tensor) -> None:
@@ -167,6 +169,7 @@ class VectorQuantizer(Quantizer):
         # Candidate cells are spread evenly over the image, shift with every step, and do not depend on the batching.
         step = -(-cells.shape[1] // _CANDIDATES_PER_IMAGE)
         start = int(self.updates) % step
+        # A copy, as a view would keep the whole batch's latents in memory
         self._candidates.append(cells[:, start::step].flatten(0, 1).clone())
 
     def _revive(self, dead: Tensor, candidates: Tensor) -> None:
@@ -177,14 +180,15 @@ class VectorQuantizer(Quantizer):
         same in every process and in a resumed run.
         """
         codebook = self._scaled(self.codebook.float(), 1)
+        # |z|^2, which `_distances` leaves out, matters between cells
         distances = self._distances(candidates, codebook).amin(1) + candidates.square().sum(1)
-        generator = torch.Generator().manual_seed(int(self.updates))
+        generator = torch.Generator().manual_seed(int(self.updates))  # on the CPU: the same choice on every device
         weights = distances.clamp(min=1e-6).cpu()
         chosen = torch.multinomial(weights, min(len(dead), len(candidates)), generator=generator)
         dead, rows = dead[: len(chosen)], candidates[chosen.to(candidates.device)]
         self.codebook[dead] = rows.to(self.codebook.dtype)
         self.age[dead] = 0
-        if self.config.update == "ema":
+        if self.config.update == "ema":  # as if one latent had been assigned to it
             self.ema_count[dead] = 1
             self.ema_sum[dead] = rows
 
@@ -197,6 +201,7 @@ def _over_processes(parts: list[Tensor], reduce: Reduce | None) -> Tensor:
     own = torch.cat(parts)
     if reduce is None or not dist.is_initialized():
         return own
+    # An all-gather by a sum: each process fills its own slot, all others are zero
     slots = own.new_zeros(dist.get_world_size(), *own.shape)
     slots[dist.get_rank()] = own
     return reduce(slots).flatten(0, 1)

@@ -59,7 +59,7 @@ class VQGANConfig:
             raise ValueError("channel_multipliers is empty; give one for each level, for example [1, 2, 2, 4]")
         # A rough count of parameters, so that an absurd config fails before anything is allocated
         widest = max(*self.widths, self.latent_channels)
-        numbers = len(self.channel_multipliers) * self.blocks * (18 * widest**2 + 2**14)
+        numbers = len(self.channel_multipliers) * self.blocks * (18 * widest**2 + 2**14)  # two 3x3 convolutions a block
         if not isinstance(self.quantizer, FSQConfig):
             numbers += self.quantizer.codebook_size * self.quantizer.code_channels
         check_total(
@@ -71,6 +71,12 @@ class VQGANConfig:
             raise ValueError(
                 f"image_size is {self.image_size}; patch {self.patch} and {len(self.channel_multipliers)} levels "
                 f"need a multiple of {self.factor}"
+            )
+
+        if self.local_encoder is not None and self.factor % self.local_encoder.pool:
+            raise ValueError(
+                f"local_encoder.pool is {self.local_encoder.pool}: a cell of {self.factor} pixels must divide into "
+                "squares of that many"
             )
 
     @property
@@ -85,7 +91,7 @@ class VQGANConfig:
 
     def attends(self, level: int) -> bool:
         """Whether self-attention follows the blocks of `level`."""
-        return self.image_size // self.patch // 2**level in self.attention_resolutions
+        return self.image_size // self.patch // 2**level in self.attention_resolutions  # the side of this level's maps
 
 
 class VQGAN(ImageTokenizer):
@@ -135,7 +141,7 @@ class VQGAN(ImageTokenizer):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """See `ImageTokenizer.decode_latents`."""
         weight = self.post_quant_conv.weight
-        return (self.decoder(self.post_quant_conv(latents.to(weight.dtype))).float() + 1) / 2
+        return (self.decoder(self.post_quant_conv(latents.to(weight.dtype))).float() + 1) / 2  # from [-1, 1] to [0, 1]
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.quantize.encode(self._latents(images))
@@ -177,7 +183,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = self.conv_in(image_layout(F.pixel_unshuffle(images, self.patch)))
+        x = self.conv_in(image_layout(F.pixel_unshuffle(images, self.patch)))  # [B, 3 p^2, H / p, W / p] with p = patch
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x), swish=True))

@@ -31,6 +31,7 @@ def augment(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
     Returns:
         Float [B, 3, S, S]; noise may leave [0, 1].
     """
+    # Drawn on the CPU, so that every device gets the same
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     numbers = to_device(images.device, torch.stack([torch.rand(_NUMBERS, generator=g) for g in generators]))  # [B, 16]
     noise = to_device(images.device, torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]))
@@ -41,7 +42,7 @@ def augment(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
 
 def _warp(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
     """Random affine transform with border padding, from uniform numbers [B, 6] in [0, 1)."""
-    signed = strength * (2 * numbers - 1)
+    signed = strength * (2 * numbers - 1)  # [B, 6] in [-strength, strength)
     scale = 1 - strength * (0.3 - 0.5 * numbers[:, 0])  # visible fraction of the sides
     angle, slant = math.radians(15) * signed[:, 1], math.radians(5) * signed[:, 2]
     down, right = 0.2 * signed[:, 3], 0.2 * signed[:, 4]  # in units of half a side, as affine_grid has them
@@ -58,19 +59,19 @@ def _warp(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
 def _jitter_color(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
     """Change brightness, contrast and saturation, from uniform numbers [B, 3] in [0, 1)."""
     factors = 1 + 0.2 * strength * (2 * numbers - 1)
-    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    gray = images.mean(1, keepdim=True)
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # each [B, 1, 1, 1]
+    gray = images.mean(1, keepdim=True)  # [B, 1, S, S]
     colored = gray + saturation * (images - gray)
-    mean = colored.mean((1, 2, 3), keepdim=True)
+    mean = colored.mean((1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
     return (brightness * (mean + contrast * (colored - mean))).clamp(0, 1)
 
 
 def _erase(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
     """Erase a white rectangle of up to half the sides in a third of the images; from uniform numbers [B, 6]."""
     side = images.shape[-1]
-    at = (torch.arange(side, device=images.device) + 0.5) / side
+    at = (torch.arange(side, device=images.device) + 0.5) / side  # centers of pixels, in sides of the image
     high, wide = 0.2 + 0.3 * numbers[:, 0:1], 0.2 + 0.3 * numbers[:, 1:2]
     top, left = numbers[:, 2:3] * (1 - high), numbers[:, 3:4] * (1 - wide)
     rows, columns = (at >= top) & (at < top + high), (at >= left) & (at < left + wide)  # each [B, S]
-    hole = (numbers[:, 4] < strength / 3)[:, None, None] & rows[:, :, None] & columns[:, None, :]
+    hole = (numbers[:, 4] < strength / 3)[:, None, None] & rows[:, :, None] & columns[:, None, :]  # [B, S, S]
     return images.masked_fill(hole[:, None], 1.0)

@@ -65,9 +65,9 @@ def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
     """
     cell = _cell(rows)
     columns = min(_COLUMNS, max(len(images) for _, images, _ in rows))
-    width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)
+    width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)  # room for a label above one small image
     labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, first)]
-    wrapped = [-(-len(images) // _COLUMNS) for _, images, _ in rows]
+    wrapped = [-(-len(images) // _COLUMNS) for _, images, _ in rows]  # lines of images in each row
     height = _GAP + sum(
         len(lines) * _LINE + count * (cell + _LINE) + _GAP for (lines, _), count in zip(labels, wrapped, strict=True)
     )
@@ -118,11 +118,12 @@ def split_to_pages(rows: Sequence[Row], first: int = 1) -> list[tuple[int, list[
 def _cell(rows: Sequence[Row]) -> int:
     """Side of a cell in pixels."""
     side = max(image.width for _, images, _ in rows for image in images)
-    return side * max(1, _CELL // side)
+    return side * max(1, _CELL // side)  # by a whole factor
 
 
 def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
     """A label wrapped to lines of at most `width` pixels, and its font."""
+    # Control characters have no glyphs
     text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
     font = font_for(text, _TEXT) if text else None
     if font is None:
@@ -143,6 +144,7 @@ def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
 
 def _font_hint(text: str) -> str:
     """What to install to have the label drawn."""
+    # A Unicode name begins with its script (DEVANAGARI LETTER KA); Latin ends at U+024F
     named = (unicodedata.name(c, "").partition(" ")[0].capitalize() for c in text if ord(c) > 0x24F and c.isalpha())
     script = next(named, "")
     if script == "Devanagari":

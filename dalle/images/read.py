@@ -111,7 +111,7 @@ def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1
     """
     with _open(data) as image:
         x, y, part = _square(crop, share, seed)
-        side = max(image.size) if crop == "pad" else part * min(image.size)
+        side = max(image.size) if crop == "pad" else part * min(image.size)  # in pixels of the file
         reduction = max(1.0, side / (size * REDUCING_GAP))
         # JPEG can decode at 1/2, 1/4 or 1/8 of its size, which saves most of the time for large photos.
         image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
@@ -166,7 +166,7 @@ def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
     if crop != "random":
         return 0.5, 0.5, 1.0
     rng = random.Random(seed)
-    return rng.random(), rng.random(), math.sqrt(rng.uniform(share, 1))
+    return rng.random(), rng.random(), math.sqrt(rng.uniform(share, 1))  # the share is of the area
 
 
 def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
@@ -174,12 +174,12 @@ def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
     width, height = extent
     side = part * min(width, height)
     left, upper = x * (width - side), y * (height - side)
-    return left, upper, min(left + side, width), min(upper + side, height)
+    return left, upper, min(left + side, width), min(upper + side, height)  # rounding may exceed the edges
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """Convert 16-bit gray to 8 bits by scaling: Pillow's own conversion clips everything above 255."""
-    values = np.asarray(image).astype(np.uint32)
+    values = np.asarray(image).astype(np.uint32)  # times 255 exceeds 16 bits
     values = np.where(
         values == image.info.get("transparency", -1), 65535, values
     )  # a transparent gray level becomes white
@@ -190,6 +190,7 @@ def _describe_content(data: bytes) -> str:
     """Why no reader recognized the file."""
     if not data:
         return "the file is empty"
+    # Control characters that text does not have
     if not re.search(rb"[\x00-\x08\x0e-\x1f]", data[:512]):
         lines = data[:200].decode("utf-8", "replace").split("\n")
         return f"the file is text, not an image: {lines[0][:40].strip()!r}"

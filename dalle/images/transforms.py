@@ -78,6 +78,7 @@ def to_mask(mask: Image.Image, image: Image.Image, width: int, height: int) -> T
     """
     check_mask(mask, image, "init")
     box = _middle(mask.size, width / height)
+    # White share of each pixel
     white = _values(_luminance(mask).resize((width, height), Image.Resampling.BOX, box))[None]
     if not white.any():
         raise ValueError("mask has no white pixel in its central crop: make the region to paint white")
@@ -115,6 +116,7 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
         return images
     short = min(height, width)
     new = (round(height * size / short), round(width * size / short))
+    # Bicubic overshoots
     resize = F.interpolate(images.float(), new, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
     return resize[..., top : top + size, left : left + size]
@@ -122,8 +124,8 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Images [B, C, H, W] blurred by a Gaussian of 3x3 pixels; edges go on as they are."""
-    weight = torch.tensor([math.exp(-0.5 / sigma**2), 1.0, math.exp(-0.5 / sigma**2)], device=images.device)
-    kernel = (weight[:, None] * weight).to(images.dtype) / weight.sum() ** 2
+    weight = torch.tensor([math.exp(-0.5 / sigma**2), 1.0, math.exp(-0.5 / sigma**2)], device=images.device)  # [3]
+    kernel = (weight[:, None] * weight).to(images.dtype) / weight.sum() ** 2  # [3, 3]
     channels = images.shape[1]
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, kernel.expand(channels, 1, 3, 3), groups=channels)
@@ -147,5 +149,5 @@ def _luminance(mask: Image.Image) -> Image.Image:
 
 def _values(image: Image.Image) -> Tensor:
     """Convert an 8-bit image to float [channels, H, W] in [0, 1]."""
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)  # torch warns of memory that it cannot write
     return flat.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255

@@ -50,14 +50,14 @@ def write_video(frames: Iterable[Image.Image], path: Path, fps: int, lossless: b
 
 def _write_mp4(frames: Iterable[Image.Image], path: Path, fps: int) -> None:
     with _av().open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})
+        stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})  # 17: no loss that one sees
         for number, frame in enumerate(frames):
             image = frame.convert("RGB")
             if number == 0:  # 4:2:0 stores colors at half the resolution: sides must be even
                 stream.width, stream.height = image.width - image.width % 2, image.height - image.height % 2
                 stream.pix_fmt = "yuv420p"
             file.mux(stream.encode(_av().VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))))
-        file.mux(stream.encode())
+        file.mux(stream.encode())  # what the encoder still holds
 
 
 def _av() -> Any:

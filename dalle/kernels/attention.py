@@ -41,6 +41,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     if causal and queries == 1:  # the last position sees everything
         mask, causal = None, False
     triangular = causal
+    # torch's fused CPU kernel takes no dropout, so products and softmax are written out then, too
     use_matmul = q.device.type == "cpu" and (dropout > 0 or (q.dtype == torch.bfloat16 and keys <= _MAX_MATMUL_KEYS))
     # scaled_dot_product_attention's `is_causal` aligns the first query with the first key, ours the last with the last
     if causal and (use_matmul or queries != keys):
@@ -49,12 +50,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
         return F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)  # type: ignore[arg-type]
     if not isinstance(mask, Tensor):
         return _matmul_attention(q, k, v, None, dropout)
-    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)  # 0 or -inf, added to the scores
     if not triangular or queries <= _QUERY_CHUNK:
         return _matmul_attention(q, k, v, bias, dropout)
     # No query of a chunk sees keys after the chunk's last query: these need not even be multiplied
     chunks = -(-queries // _QUERY_CHUNK)
-    outputs, seen = [], keys - queries
+    outputs, seen = [], keys - queries  # `seen`: the cached keys, which all queries see, then more with each chunk
     for rows, chunk_bias in zip(q.chunk(chunks, dim=-2), bias.chunk(chunks, dim=-2), strict=True):
         seen += rows.shape[-2]
         outputs.append(_matmul_attention(rows, k[..., :seen, :], v[..., :seen, :], chunk_bias[..., :seen], dropout))
@@ -72,7 +73,7 @@ def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop
     # Scaling q costs T x D multiplications, scaling the scores T x S
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)  # [B, H, T, S]
     weights = (scores if bias is None else scores + bias).softmax(-1)
-    return (F.dropout(weights, dropout) if dropout else weights) @ v
+    return (F.dropout(weights, dropout) if dropout else weights) @ v  # [B, H, T, D]
 
 
 def split_heads(qkv: Tensor, kv_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +85,7 @@ def split_heads(qkv: Tensor, kv_heads: int, width: int) -> tuple[Tensor, Tensor,
         width: head width, D.
     """
     # Plain views: at one token per step, einops' own overhead would be a tenth of the time
-    heads = qkv.unflatten(-1, (-1, width)).transpose(1, 2)
+    heads = qkv.unflatten(-1, (-1, width)).transpose(1, 2)  # [B, H + 2 G, T, D]
     q, k, v = heads.split((heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
     return q, k, v
 
@@ -107,7 +108,7 @@ def rope_table(text_length: int, height: int, width: int, dim: int, base: float 
     Returns:
         cos, sin: each [S, dim / 2] float32.
     """
-    assert dim % 4 == 0
+    assert dim % 4 == 0  # two coordinates, each turning pairs of channels
     text = torch.arange(text_length)
     # The image begins where the text ends, in both coordinates: no two tokens have the same position
     y = text_length + torch.arange(height).repeat_interleave(width)
@@ -130,8 +131,8 @@ def rope_table_1d(length: int, dim: int, base: float = 10_000.0) -> tuple[Tensor
         cos, sin: each [S, dim / 2] float32.
     """
     assert dim % 2 == 0
-    frequency = 1 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
+    frequency = 1 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)  # [D / 2]
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)  # [S, D / 2]
     return angle.cos(), angle.sin()
 
 
@@ -147,5 +148,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         [B, H, T, D] in x's dtype.
     """
     # In float32, as 16 bits are too coarse for the products
-    a, b = x.float().chunk(2, dim=-1)
+    a, b = x.float().chunk(2, dim=-1)  # [B, H, T, D / 2] each
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

@@ -36,14 +36,14 @@ class LayerWeights(NamedTuple):
     """A block of `dalle.models.transformer`; each branch may end with a norm and a scale [C]."""
 
     attention_norm: NormWeights
-    qkv: MatrixWeights
-    q_norm: NormWeights | None
+    qkv: MatrixWeights  # [(H + 2 G) D, C]
+    q_norm: NormWeights | None  # weight [D], or [H, 1, D] if each head has its own
     k_norm: NormWeights | None
-    out: MatrixWeights
-    attention_end: NormWeights | None
-    attention_scale: Tensor | None
+    out: MatrixWeights  # [C, H D]
+    attention_end: NormWeights | None  # a second norm, after the branch ("sandwich")
+    attention_scale: Tensor | None  # LayerScale
     feed_norm: NormWeights
-    up: MatrixWeights
-    down: MatrixWeights
+    up: MatrixWeights  # [hidden, C], or [2 hidden, C] if the activation is gated
+    down: MatrixWeights  # [C, hidden]
     feed_end: NormWeights | None
     feed_scale: Tensor | None

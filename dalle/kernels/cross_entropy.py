@@ -62,6 +62,7 @@ def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, max_logits
     chunks = []
     rows = chunk_rows(len(hidden), _vocabulary(head), hidden.device.type, max_logits)
     for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
+        # Without checkpointing, autograd would keep the float32 logits of every chunk
         if torch.is_grad_enabled():
             chunks.append(checkpoint(_scores, head, states, ids, use_reentrant=False))
         else:
@@ -100,6 +101,7 @@ def mean_loss(
     check_ids(targets, _vocabulary(head), "targets")
     if type(head) is Linear and torch.is_grad_enabled():  # not a subclass or an adapter, whose gradients may differ
         kind = hidden.device.type
+        # What autocast would multiply in
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         rows = chunk_rows(len(hidden), _vocabulary(head), hidden.device.type, max_logits)
         loss, nats, z, share = _MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype, accuracy)
@@ -110,6 +112,7 @@ def mean_loss(
     mean, z = nats.mean(), lse.square().mean()
     loss = mean + z_weight * z if z_weight else mean
     if smoothing:
+        # Lse - nats is the target's logit
         loss = loss + smoothing * ((lse - nats).mean() - _mean_logit(head, hidden, max_logits))
     return MeanLoss(loss, mean.detach(), z.detach(), (argmax == targets).float().mean() if accuracy else None)
 
@@ -147,7 +150,9 @@ def chunk_rows(rows: int, vocabulary: int, device: str, max_logits: int | None =
         device: device type, "cpu" or "cuda".
         max_logits: maximum number of logits in a chunk, which has at least one row; None: the device's default.
     """
+    # Other accelerators have memory like a GPU's
     limit = _MAX_LOGITS.get(device, _MAX_LOGITS["cuda"]) if max_logits is None else max_logits
+    # A row may have more logits than the limit: then a chunk is one row
     chunks = max(1, -(-rows // max(1, limit // vocabulary)))
     return max(1, -(-rows // chunks))
 
@@ -161,9 +166,9 @@ def _vocabulary(head: nn.Module) -> int:
 def _scores(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits: Tensor = head(hidden)
     argmax = logits.argmax(-1)
-    logits = logits.float()
+    logits = logits.float()  # 16 bits are too few for sums over a whole vocabulary
     lse = logits.logsumexp(-1)
-    return lse - logits.gather(1, targets[:, None])[:, 0], lse, argmax
+    return lse - logits.gather(1, targets[:, None])[:, 0], lse, argmax  # [m] each
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -183,9 +188,9 @@ class _MeanLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         count = len(hidden)
-        matrix = weight.to(dtype)
+        matrix = weight.to(dtype)  # cast once, not in each chunk
         offset = None if bias is None else bias.to(dtype)
-        sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)  # of cross-entropy and log^2 Z
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
         weight_gradient: Tensor | None = None
@@ -201,11 +206,14 @@ class _MeanLoss(torch.autograd.Function):
                 hidden_gradient[start : start + rows] = matmul.backward(slope, states, matrix)
             if needs_weight:
                 part = slope.t() @ states
+                # bfloat16 sums would lose late chunks
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
+        # Shaped [M, C], [V, C], [V], in place of logits [M, V]
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes, ctx.count = (weight.dtype, None if bias is None else bias.dtype), count
         nats, z = (sums / count).unbind()
         loss, share = nats + z_weight * z, correct / count
+        # Only the loss has a gradient; the others are for the log
         ctx.mark_non_differentiable(nats, z, share)
         return loss, nats, z, share
 
@@ -214,12 +222,12 @@ class _MeanLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
-        scale = gradient / ctx.count
+        scale = gradient / ctx.count  # the mean's 1 / M, put off until here: see `_loss_and_grad`
         return (
             None if hidden is None else hidden * scale.to(hidden.dtype),
             None if weight is None else (weight * scale).to(weight_dtype),
             None if bias is None else (bias * scale).to(bias_dtype),
-            *[None] * 5,
+            *[None] * 5,  # targets and options have none
         )
 
 
@@ -231,17 +239,18 @@ def _loss_and_grad(
     The gradient replaces the logits; the caller must not keep them, or there are two copies. The mean's 1/M and any
     loss scale are applied afterwards: in float16, 1/M times a small probability would underflow to 0.
     """
+    # Before the next line overwrites the logits
     correct = (logits.argmax(-1) == ids).sum() if accuracy else 0
     fast = cross_entropy_grad_(logits, ids, z_weight, bias_gradient)
     if fast is not None:
         nats, lse = fast
         return torch.stack((nats.sum(), lse.square().sum())), correct, logits
     dtype, ids, logits = logits.dtype, ids[:, None], logits.float()  # frees 16-bit logits here
-    right = logits.gather(1, ids)
+    right = logits.gather(1, ids)  # [m, 1]
     lse = logits.logsumexp(-1, keepdim=True)
     sums = torch.stack(((lse - right).sum(), lse.square().sum()))
     # d/dl of (lse - l_target) + z lse^2 is softmax (1 + 2 z lse) - onehot(target)
-    slope = logits.sub_(lse).exp_()
+    slope = logits.sub_(lse).exp_()  # softmax, in the memory of the logits
     if z_weight:
         slope.mul_(1 + 2 * z_weight * lse)
     slope.scatter_add_(1, ids, torch.full_like(right, -1))

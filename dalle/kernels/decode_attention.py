@@ -43,11 +43,12 @@ def decode_attention(
     Returns:
         [B, T, H D].
     """
-    q, k, v = split_heads(qkv, cache.keys.shape[2], cache.keys.shape[4])
+    q, k, v = split_heads(qkv, cache.keys.shape[2], cache.keys.shape[4])  # H heads of queries, G of keys and values
     if q_norm is not None and k_norm is not None:
         q, k = q_norm(q), k_norm(k)
     if rope is not None:
         q, k = rotate(q, *rope), rotate(k, *rope)
         v = rotate(v, *rope) if rotate_values else v
+    # Keys are cached after rotation: a position, once given, never changes
     k, v = cache.append(layer, k, v)
-    return attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
+    return attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # [B, H, T, D] to [B, T, H D]

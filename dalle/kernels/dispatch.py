@@ -17,12 +17,13 @@ def accelerated(operation: Callable[P, R]) -> Callable[P, R]:
 
     The native one inspects its arguments and returns None for those it has no faster code for.
     """
-    native = operations.get(operation.__name__)
+    native = operations.get(operation.__name__)  # looked up once, when the operation is defined
     if native is None:
         return operation
 
     @functools.wraps(operation)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # None means "declined": no operation with a native version has None as a result
         found: R | None = native(*args, **kwargs)
         return operation(*args, **kwargs) if found is None else found
 

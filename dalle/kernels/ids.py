@@ -22,7 +22,7 @@ def check_ids(ids: Tensor, count: int, what: str) -> None:
     """
     if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling() or not _has_values(ids):
         return
-    low, high = (int(end) for end in ids.aminmax())
+    low, high = (int(end) for end in ids.aminmax())  # one pass over the ids
     if low < 0 or high >= count:
         raise IndexError(f"{what} run from {low} to {high}; they must be at least 0 and below {count}")
 

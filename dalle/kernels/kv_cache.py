@@ -29,7 +29,7 @@ class Positions:
         start, end, width = self.start - offset, self.end - offset, columns.shape[1]
         # Sum only over the grid rows that are touched, and cut the ends off
         first = start // width
-        part = (rows[first : -(-end // width)] + columns).flatten(0, 1)
+        part = (rows[first : -(-end // width)] + columns).flatten(0, 1)  # [touched rows * w, C]
         return part[start - first * width : end - first * width]
 
     def mask_block(self, table: Tensor) -> Tensor:
@@ -71,8 +71,10 @@ class KVCache:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.position = 0
+        # Not zeroed: only positions that were stored are read
         self.keys = torch.empty(depth, batch, heads, length, dim, device=device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
+        # Two branches per layer: attention, feed-forward
         self.shift_inputs = torch.empty(2 * depth, batch, length, shifted, device=device, dtype=dtype)
         self.padding: Tensor | None = None
         self.prefix = 0
@@ -121,6 +123,7 @@ class KVCache:
     def load_prefixes(self, sources: list[KVCache]) -> None:
         """Start over: copy the only row of `sources[b]` to row b; all sources must hold equally many tokens."""
         self.position, self.prefix = sources[0].position, sources[0].prefix
+        # The candidates of a prompt begin as copies of its one prefilled row
         for row, source in enumerate(sources):
             self.keys[:, row, :, : self.position] = source.keys[:, 0, :, : self.position]
             self.values[:, row, :, : self.position] = source.values[:, 0, :, : self.position]
@@ -153,8 +156,8 @@ class TokenShift:
         """Precompute the source of every token, for `prefix` text tokens and height x width image tokens."""
         text = torch.arange(prefix) - 1
         cell = torch.arange(height * width)
-        above = torch.where(cell >= width, prefix + cell - width, -1)
-        left = torch.where(cell % width > 0, prefix + cell - 1, -1)
+        above = torch.where(cell >= width, prefix + cell - width, -1)  # -1: there is none above the first row
+        left = torch.where(cell % width > 0, prefix + cell - 1, -1)  # -1: nor to the left of the first column
         self.sources = torch.stack((torch.cat((text, above)), torch.cat((text, left)))).to(device)  # [2, S]
 
     def __call__(self, x: Tensor, cache: KVCache | None, slot: int) -> Tensor:

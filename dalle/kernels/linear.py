@@ -32,6 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
     Returns:
         [..., N] in x's dtype.
     """
+    # Correct on every device but slow: the matrix is dequantized anew at each call
     return F.linear(x, weight if scale is None else (weight * scale[:, None]).to(x.dtype), bias)
 
 
@@ -45,7 +46,7 @@ class Linear(nn.Linear):
         weight = self.weight
         return (
             weight.device.type == "cpu"
-            and rows >= _MIN_PACKED_ROWS.get(weight.dtype, rows + 1)
+            and rows >= _MIN_PACKED_ROWS.get(weight.dtype, rows + 1)  # other dtypes: never
             and torch.backends.mkldnn.is_available()
             and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
             and switch("native") == "on"
@@ -76,7 +77,7 @@ class Linear(nn.Linear):
     def _training_dtype(self, x: Tensor) -> torch.dtype | None:
         """Compute dtype if training on a CPU has enough rows for `matmul` to be faster; None: use `linear`."""
         weight, dtype = self.weight, x.dtype
-        if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+        if torch.is_autocast_enabled("cpu") and dtype != torch.float64:  # autocast leaves float64 alone
             dtype = torch.get_autocast_dtype("cpu")
         elif dtype != torch.float32:
             return None
@@ -96,6 +97,7 @@ class _TrainingLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # The same cast that autocast makes; the cast copy is kept, so that the backward pass need not repeat it
         matrix = weight.to(x.dtype)
         offset = None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, matrix)
@@ -109,7 +111,7 @@ class _TrainingLinear(torch.autograd.Function):
         grad, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
             matmul.backward(grad, states, matrix).view_as(x) if needs_x else None,
-            (grad.t() @ states).float() if needs_weight else None,
+            (grad.t() @ states).float() if needs_weight else None,  # [N, K]
             grad.sum(0).float() if needs_bias else None,
         )
 
@@ -137,6 +139,7 @@ class Int8Linear(nn.Module):
         for start in range(0, len(source), step):
             rows = slice(start, start + step)
             part = source[rows].float()
+            # A row of zeros keeps a tiny scale, as 0 / 0 would be nan
             self.scale[rows] = part.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
             self.weight[rows] = (part / self.scale[rows, None]).round_().to(torch.int8)
         self.bias = linear.bias
@@ -169,6 +172,7 @@ def packed(module: nn.Module, rows: int) -> Iterator[None]:
             child.pack(rows)
         yield
     finally:
+        # Also after a failure half-way, such as too little memory for all copies
         for child in found:
             child.unpack()
 

@@ -68,11 +68,11 @@ def visible(kind: Kind, distance: Tensor, width: int, kernel: int = 11) -> Tenso
     if kind == "full":
         return earlier
     if kind == "row":
-        return earlier & (distance <= width)
+        return earlier & (distance <= width)  # back to the token directly above
     if kind == "column":
-        return earlier & (distance % width == 0)
+        return earlier & (distance % width == 0)  # the same column
     if kind == "conv":
         reach = kernel // 2
-        lines = [(distance - rows * width).abs() <= reach for rows in range(reach + 1)]
+        lines = [(distance - rows * width).abs() <= reach for rows in range(reach + 1)]  # dy = -rows, |dx| <= reach
         return earlier & torch.stack(lines).any(0)
     raise ValueError(f"unknown attention {kind!r}; it must be one of full, row, column, conv")

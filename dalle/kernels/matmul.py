@@ -41,8 +41,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     too_wide = x.dtype == torch.bfloat16 and width > count
     if too_wide or not (allows_native(x) and usable(len(x), width, x.dtype)):
         return F.linear(x, weight, bias)
+    # Shaped [1, K, 1, M] convolved with [N, K, 1, 1] is [1, N, 1, M]
     y = F.conv2d(_as_image(x), weight.view(count, width, 1, 1), bias)
-    return y.permute(0, 2, 3, 1).reshape(-1, count)
+    return y.permute(0, 2, 3, 1).reshape(-1, count)  # [M, N]
 
 
 def backward(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -52,6 +53,7 @@ def backward(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return gradient @ weight
     # oneDNN's backward-data convolution is called directly: autograd would compute the weight's gradient as well
     images = _as_image(gradient), _as_image(x), weight.view(count, width, 1, 1)
+    # No bias; stride 1, no padding, dilation 1; not transposed, one group; only the input's gradient
     options = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
     grad: Tensor = torch.ops.aten.convolution_backward(*images, *options)[0]
     return grad.permute(0, 2, 3, 1).reshape(-1, width)

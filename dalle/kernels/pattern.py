@@ -36,6 +36,7 @@ class Pattern:
     @property
     def max_distance(self) -> int:
         """Distance from an image token to the farthest image token it sees; for row and conv only."""
+        # Rows up, and as far to the left
         return self.width if self.kind == "row" else self.kernel // 2 * (self.width + 1)
 
     def mask(self, length: int) -> Tensor:
@@ -49,7 +50,7 @@ class Pattern:
             seen = self.mask(length)
             keys = torch.full((length, int(seen.sum(1).max())), -1)
         query, key = seen.nonzero(as_tuple=True)
-        keys[query, seen.cumsum(1)[query, key] - 1] = key
+        keys[query, seen.cumsum(1)[query, key] - 1] = key  # each key's slot among those of its query
         return keys
 
     def slices(self, start: int, end: int) -> list[slice]:
@@ -64,12 +65,14 @@ class Pattern:
         if self.kind == "row":
             image = [slice(max(text, start - self.width), end)]
         elif self.kind == "column":
-            many = end - start >= self.width
+            many = end - start >= self.width  # a full line of queries touches every column
             image = [slice(text, end)] if many else [self._column(query, end) for query in range(start, end)]
         else:  # one slice per row of the window, merged where they touch
             image, reach = [], self.kernel // 2
             for rows in range(reach, -1, -1):
                 first = max(text, start - rows * self.width - reach)
+                # On this line: from the left edge of the first query's window to the right edge of the last one's,
+                # never after it
                 stop = min(last, last - rows * self.width + reach) + 1
                 if image and first <= image[-1].stop:
                     image[-1] = slice(image[-1].start, max(stop, image[-1].stop))
@@ -97,9 +100,11 @@ class Pattern:
     def block_size(self, start: int, end: int) -> tuple[int, int]:
         """Queries and keys per block, for image tokens `start` .. `end` - 1."""
         if self.kind == "column":
-            columns = min(self.width, max(1, _BLOCK_QUERIES // self.rows(start, end)))
+            columns = min(self.width, max(1, _BLOCK_QUERIES // self.rows(start, end)))  # about 64 queries
+            # Queries of these rows, keys of all rows
             return columns * self.rows(start, end), columns * -(-end // self.width)
         queries = min(_BLOCK_QUERIES, end - start)
+        # The block itself, and what its first query sees before it
         return queries, queries + min(self.max_distance, end)
 
     def rows(self, start: int, end: int) -> int:
@@ -136,12 +141,14 @@ def attention_blocks(
         count, width = pattern.block_size(first, last)
         begin = torch.arange(first, last, count)[:, None]  # [G, 1]
         queries, keys = begin + torch.arange(count), begin + torch.arange(count - width, count)
+    # Blocks are of equal size: the last may reach past the end, and whole columns begin before `first`
     valid = (queries >= first) & (queries < last)
     seen = visible(pattern.kind, queries[:, :, None] - keys[:, None, :], pattern.width, pattern.kernel)
     seen &= valid[:, :, None] & ((keys >= 0) & (keys < last))[:, None, :]
     slots = torch.empty(last - first, dtype=torch.int64)
-    slots[queries[valid] - first] = valid.flatten().nonzero().flatten()
+    slots[queries[valid] - first] = valid.flatten().nonzero().flatten()  # the slot of each real query
     bias = torch.zeros(1, *seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    # Slots outside get the index of some real token, as gathering needs one; the bias hides them
     index = (queries - first).clamp(0, last - first - 1).flatten(), keys.clamp(0, last - 1).flatten()
     return AttentionBlocks(*(tensor.to(device) for tensor in (*index, bias, slots)))
 

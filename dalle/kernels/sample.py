@@ -68,7 +68,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     ordered = logits.sort(dim=-1, descending=True).values
     before = ordered.softmax(-1).cumsum(-1) < p  # [B, V] the total up to here is not enough yet
-    count = (before.sum(-1, keepdim=True) + 1).clamp(max=logits.shape[-1])
+    count = (before.sum(-1, keepdim=True) + 1).clamp(max=logits.shape[-1])  # with the one that reaches p
     return _keep(logits, ordered, count)
 
 
@@ -93,5 +93,6 @@ def _keep(logits: Tensor, ordered: Tensor, count: Tensor) -> Tensor:
     """Keep the `count` [B, 1] largest of each row, given the largest in descending order; ties go to the lower ids."""
     threshold = ordered.gather(-1, count - 1)  # [B, 1]
     above, equal = logits > threshold, logits == threshold
+    # Ties share the places that larger values leave, and a running count gives these to the lower ids
     places = count - above.sum(-1, keepdim=True)
     return logits.masked_fill(~(above | (equal & (equal.cumsum(-1) <= places))), -torch.inf)

@@ -29,13 +29,13 @@ def switch(name: str) -> str:
     Raises:
         ValueError: DALLE_KERNELS has an unknown switch or value.
     """
-    return _forced.get(name) or _from_environment().get(name, _VALUES[name][0])
+    return _forced.get(name) or _from_environment().get(name, _VALUES[name][0])  # the first value is the default
 
 
 @contextmanager
 def force_backend(**values: str) -> Iterator[None]:
     """Override switches within this context: `force_backend(native="off", sparse="dense")`."""
-    before = dict(_forced)
+    before = dict(_forced)  # contexts may be nested
     _forced.update(_checked(values, "force_backend"))
     try:
         yield

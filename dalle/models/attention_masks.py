@@ -51,7 +51,7 @@ class AttentionMasks(nn.Module):
     def _register_pattern(self, kind: Kind | int, pattern: Pattern) -> None:
         """Make sparse kernels available for an attention kind, or for one of the stored masks."""
         self.patterns[kind] = pattern
-        keys = pattern.keys(self.input_length)
+        keys = pattern.keys(self.input_length)  # [S, K]
         # CUDA graphs look up the keys of a position that only the device knows
         self.register_buffer(f"{kind}_keys", keys.to(next(self.buffers()).device), persistent=False)
 
@@ -72,13 +72,13 @@ class AttentionMasks(nn.Module):
         """Each layer's mask, for the queries at these positions and the keys up to the last of them."""
         kinds = self.config.stored_masks or self.config.kinds
         if padding is None:
-            masks = {kind: self._mask(kind, positions) for kind in set(kinds)}
+            masks = {kind: self._mask(kind, positions) for kind in set(kinds)}  # one per kind, shared by its layers
             return [masks[kind] for kind in kinds]
         # Padding depends on the row, so masks are dense [B, 1, T, S]. A padding token attends to itself: with nothing
         # to attend to, softmax would give nan, and although nothing reads its state, 0 * nan would spread.
         distance = positions.relative_distance(padding.device)
-        length = max(0, positions.end - padding.shape[1])
-        valid = F.pad(~padding[:, : positions.end], (0, length), value=True)[:, None, None]
+        length = max(0, positions.end - padding.shape[1])  # keys after the prefix, which are never padding
+        valid = F.pad(~padding[:, : positions.end], (0, length), value=True)[:, None, None]  # [B, 1, 1, S]
         dense = {kind: self._dense(kind, positions) for kind in set(kinds)}
         padded = {
             kind: (one if isinstance(one, Tensor) else distance >= 0) & valid | (distance == 0)
@@ -93,13 +93,14 @@ class AttentionMasks(nn.Module):
             return self._dense(kind, positions)
         if positions.on_device:  # a slice would need the position on the host: gather the query's keys instead
             keys = positions.rows(self.get_buffer(f"{kind}_keys"))[0]
-            return GatheredKeys(keys.clamp(min=0), keys >= 0)
+            return GatheredKeys(keys.clamp(min=0), keys >= 0)  # [K]: padding of the table is -1
         if positions.end <= pattern.text:  # text alone is causal in every pattern
             return positions.causal
         return SparseMask(pattern, positions.mask_block(self._table(kind)))
 
     def _dense(self, kind: Kind | int, positions: Positions) -> Mask:
         """The same, without sparse kernels."""
+        # -1: full attention among stored masks
         return positions.causal if kind in ("full", -1) else positions.mask_block(self._table(kind))
 
     def _table(self, kind: Kind | int) -> Tensor:

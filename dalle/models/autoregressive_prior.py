@@ -61,8 +61,10 @@ class AutoregressivePrior(Prior):
         self.config, self.components = config, config.components
         width = config.transformer.width
         self.dot_embedding = nn.Embedding(config.dot_buckets, width)
+        # In place of the dot product, in rows without a caption
         self.null_dot = nn.Parameter(torch.randn(width) * 0.02)
         self.embedding = nn.Embedding(config.buckets, width)
+        # The text, its embedding, the dot product, and all components but the last
         self.positions = nn.Parameter(torch.randn(config.text_length + 1 + config.components, width) * 0.01)
         self.transformer = Transformer(config.transformer)
         self.head = nn.Linear(width, config.buckets)
@@ -86,7 +88,7 @@ class AutoregressivePrior(Prior):
                 f"{len(images)} embeddings cannot fill {self.config.buckets} buckets: give more embeddings"
             )
         standard = self.standardize(images)
-        self.basis.copy_(principal_components(standard)[1][:, : self.components])
+        self.basis.copy_(principal_components(standard)[1][:, : self.components])  # largest variance first
         values = standard @ self.basis  # [N, K]
         self.edges.copy_(_edges(values, self.config.buckets).T)
         for component, own in enumerate(values.T.contiguous()):
@@ -100,14 +102,15 @@ class AutoregressivePrior(Prior):
 
     def encode(self, images: Tensor) -> Tensor:
         """Quantize raw image embeddings [B, D] to tokens, int64 [B, K]."""
-        values = self.standardize(images) @ self.basis
+        values = self.standardize(images) @ self.basis  # [B, K]
+        # `bucketize` wants contiguous rows: one component, with edges of its own, at a time
         return torch.stack(
             [torch.bucketize(v, e) for v, e in zip(values.T.contiguous(), self.edges, strict=True)], dim=1
         )
 
     def decode(self, ids: Tensor) -> Tensor:
         """Tokens int64 [B, K] to raw image embeddings [B, D], from the mean of each bucket."""
-        values = self.centers[torch.arange(ids.shape[1], device=ids.device), ids]
+        values = self.centers[torch.arange(ids.shape[1], device=ids.device), ids]  # [B, K]
         return self.unstandardize(values @ self.basis.T)
 
     def encode_dots(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -134,6 +137,7 @@ class AutoregressivePrior(Prior):
         # The last component is never an input, as nothing follows it
         x = torch.cat((prefix, self._embed(ids[:, : self.components - 1], 0).to(prefix.dtype)), dim=1)
         x = F.dropout(x, self.config.transformer.dropout, self.training)
+        # From the dot product's position on
         states = self.transformer(x, causal_mask(valid, x.shape[1]))[:, prefix.shape[1] - 1 :]
         return self.head(states).float()
 
@@ -145,13 +149,15 @@ class AutoregressivePrior(Prior):
         """
         prefix, valid = self._prefix(text, dots, dropped)
         length = prefix.shape[1]
+        # The last component is never an input
         cache = self.transformer.new_cache(len(prefix), length + self.components - 1)
         states = self.transformer(prefix, causal_mask(valid, length), cache=cache)
         return self.head(states[:, -1]).float(), cache, valid
 
     def extend(self, ids: Tensor, cache: KVCache, valid: Tensor) -> Tensor:
         """Append the next component's tokens, int64 [B], to the cache; returns the logits of the one after, [B, V]."""
-        count = cache.position - valid.shape[1]
+        count = cache.position - valid.shape[1]  # components in the cache so far
+        # Shaped [B, 1, 1, S]: all but padding
         seen = torch.cat((valid, valid.new_ones(len(valid), count + 1)), dim=1)[:, None, None]
         states = self.transformer(self._embed(ids[:, None], count), seen, cache=cache)
         return self.head(states[:, -1]).float()
@@ -172,13 +178,14 @@ class AutoregressivePrior(Prior):
     def _embed(self, ids: Tensor, first: int) -> Tensor:
         """Embed tokens of the components from `first` on: [B, n] to [B, n, C]."""
         check_ids(ids, self.config.buckets, "buckets of components")
-        start = self.config.text_length + 2 + first
+        start = self.config.text_length + 2 + first  # text, its embedding, the dot product
         return self.embedding(ids) + self.positions[start : start + ids.shape[1]]
 
 
 def principal_components(standard: Tensor) -> tuple[Tensor, Tensor]:
     """PCA of embeddings [N, D] with mean 0: the variances in descending order, [D], and the basis, [D, D]."""
     # In float64, as small eigenvalues drown in the rounding errors of large ones
+    # `eigh` sorts in ascending order; `view` as the covariance of one dimension is a scalar
     values, vectors = torch.linalg.eigh(torch.cov(standard.double().T).view(standard.shape[1], -1))
     return values.flip(0).clamp(min=0).to(standard.dtype), vectors.flip(1).to(standard.dtype)
 
@@ -187,11 +194,12 @@ def components_for(standard: Tensor, variance: float) -> int:
     """How many principal components of standardized embeddings [N, D] explain this share of the variance."""
     values = principal_components(standard)[0].double()
     explained = values.cumsum(0) / values.sum()
-    return min(int((explained < variance).sum()) + 1, len(values))
+    return min(int((explained < variance).sum()) + 1, len(values))  # the first count that reaches the share
 
 
 def _edges(values: Tensor, buckets: int) -> Tensor:
     """Quantiles: edges [buckets - 1, K] with equally many of the values [N, K] between them."""
+    # Order statistics, so equal values may share an edge
     return values.sort(dim=0).values[torch.arange(1, buckets, device=values.device) * len(values) // buckets]
 
 

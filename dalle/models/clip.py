@@ -69,6 +69,7 @@ class CLIP(nn.Module):
     def scale(self) -> Tensor:
         """The factor on cosines, a scalar: the inverse temperature; with a softmax loss at most 100 (CLIP, 2.5)."""
         if self.config.sigmoid:
+            # SigLIP has no such limit
             return self.logit_scale.exp()
         # "clipped to prevent scaling the logits by more than 100" (section 2.5)
         limited: Tensor = _LimitFromAbove.apply(self.logit_scale, math.log(MAX_SCALE))
@@ -159,6 +160,7 @@ class CLIP(nn.Module):
         states, end = self.text.states(ids), self.text.end(ids)
         # Padding comes after EOS, which is included
         mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
+        # The embedding is read at EOS, the states are those of all tokens
         return TextStates(states.float(), mask, self.text.project(states, end).float())
 
     def layers_from_top(self) -> dict[str, int]:
@@ -166,7 +168,7 @@ class CLIP(nn.Module):
 
         0 for everything after the blocks, 1 for the last block, and depth + 1 for everything before the first block.
         """
-        layers = dict.fromkeys(dict(self.named_parameters()), 0)
+        layers = dict.fromkeys(dict(self.named_parameters()), 0)  # logit scale and bias are in neither tower
         for prefix, tower in (("vision.", self.vision), ("text.", self.text)):
             layers |= {prefix + name: layer for name, layer in tower.layers_from_top().items()}
         return layers
@@ -226,6 +228,7 @@ def _text_tower(config: CLIPConfig) -> TextTower:
 
 def initial_scale_and_bias(config: CLIPConfig) -> tuple[Tensor, Tensor | None]:
     """Initial `logit_scale` and `logit_bias`; the bias is None with a softmax loss."""
+    # The parameter is the logarithm
     scale = config.initial_scale or (INITIAL_SIGMOID_SCALE if config.sigmoid else 1 / INITIAL_TEMPERATURE)
     bias = INITIAL_SIGMOID_BIAS if config.initial_bias is None else config.initial_bias
     return torch.tensor(math.log(scale)), torch.tensor(bias) if config.sigmoid else None
@@ -244,4 +247,5 @@ class _LimitFromAbove(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (over,) = ctx.saved_tensors
         (grad,) = grads
+        # Lowering x (gradient above 0) still passes
         return torch.where(over & (grad < 0), torch.zeros_like(grad), grad), None

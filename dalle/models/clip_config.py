@@ -70,6 +70,7 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         tokens = self.text_length + (self.image_size // self.patch_size) ** 2
+        # Embeddings, projections, patches and one mask; the towers' transformers check their own sizes
         widest = max(self.vision.width, self.text.width)
         numbers = (self.text_vocab + tokens + self.embed_dim + self.patch_size**2) * widest + self.text_length**2
         check_total(
@@ -95,4 +96,5 @@ class CLIPConfig:
     @property
     def depths(self) -> dict[str, int]:
         """Number of blocks of the image and of the text tower."""
+        # A ResNet's blocks count as its depth
         return {"image": self.vision.depth if self.resnet is None else sum(self.resnet.layers), "text": self.text.depth}

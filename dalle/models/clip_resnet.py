@@ -33,6 +33,7 @@ class Bottleneck(nn.Module):
         self.first = nn.Conv2d(channels, planes, 1)
         self.middle = nn.Conv2d(planes, planes, 3, padding=1)
         self.last = nn.Conv2d(planes, planes * _EXPANSION, 1)
+        # A stride or another width: the input cannot be added as it is
         changes = stride > 1 or channels != planes * _EXPANSION
         self.shortcut = nn.Conv2d(channels, planes * _EXPANSION, 1) if changes else None
 
@@ -40,6 +41,7 @@ class Bottleneck(nn.Module):
         """[B, channels, h, w] to [B, 4 * planes, h / stride, w / stride]."""
         inner = F.relu(self.middle(F.relu(self.first(x))))
         if self.stride > 1:
+            # Anti-aliased: no strided convolutions
             inner, x = F.avg_pool2d(inner, self.stride), F.avg_pool2d(x, self.stride)
         return F.relu(self.last(inner) + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -50,7 +52,7 @@ class QueryPooling(nn.Module):
     def __init__(self, channels: int, cells: int) -> None:
         super().__init__()
         self.heads = channels // _HEAD
-        self.positions = nn.Parameter(torch.randn(cells + 1, channels) * channels**-0.5)
+        self.positions = nn.Parameter(torch.randn(cells + 1, channels) * channels**-0.5)  # the mean's position is first
         self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class QueryPooling(nn.Module):
         cells = rearrange(x, "B C h w -> B (h w) C")
         tokens = torch.cat([cells.mean(1, keepdim=True), cells], dim=1) + self.positions.to(x.dtype)
         q, k, v = (
-            rearrange(layer(tokens[:, :length]), "B T (H D) -> B H T D", H=self.heads)
+            rearrange(layer(tokens[:, :length]), "B T (H D) -> B H T D", H=self.heads)  # the query is the mean alone
             for layer, length in ((self.q, 1), (self.k, None), (self.v, None))
         )
         return F.scaled_dot_product_attention(q, k, v).flatten(1)
@@ -84,6 +86,7 @@ class ResNet(ImageTower):
         for stage, count in enumerate(self.stages):
             planes = width * 2**stage
             for number in range(count):
+                # Stage 0 follows the stem's pool, and has no stride
                 blocks.append(Bottleneck(channels, planes, 2 if stage and not number else 1))
                 channels = planes * _EXPANSION
         self.blocks = nn.ModuleList(blocks)
@@ -97,7 +100,7 @@ class ResNet(ImageTower):
         x = ((images - self.mean) / self.std).to(self.projection.weight.dtype)
         for layer in self.stem:
             x = F.relu(layer(x))
-        x, found, block = F.avg_pool2d(x, 2), [], iter(self.blocks)
+        x, found, block = F.avg_pool2d(x, 2), [], iter(self.blocks)  # the stem's second stride of 2
         for count in self.stages:
             for _ in range(count):
                 x = next(block)(x)

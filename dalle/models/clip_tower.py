@@ -34,6 +34,7 @@ class Tower(nn.Module):
         depth, layers = self.depth, {}
         for name, _ in self.named_parameters():
             block = self._block.match(name)
+            # Counted from the output
             layers[name] = depth - int(block[1]) if block else 0 if name.startswith(tuple(self.top)) else depth + 1
         return layers
 
@@ -84,7 +85,7 @@ class MissingImageTower(ImageTower):
         """Raise ValueError, as `forward` and `maps` do."""
         raise ValueError("this CLIP has no image tower, so it embeds captions only: give one with both towers")
 
-    forward = maps = pooled  # type: ignore[assignment]
+    forward = maps = pooled  # type: ignore[assignment]  # one error for all three
 
 
 class MissingTextTower(TextTower):

@@ -35,7 +35,7 @@ class PatchTower(ImageTower):
         # Hooks, as the transformer itself returns the output of its last block only
         hooks = [
             block.register_forward_hook(lambda module, args, output: states.append(output))
-            for block in self.transformer.blocks
+            for block in self.transformer.blocks  # [3] to [3, 1, 1]
         ]
         try:
             self.transformer(self.embed(images))
@@ -54,7 +54,7 @@ class VisionTransformer(PatchTower):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        width, side = config.vision.width, config.image_size // config.patch_size
+        width, side = config.vision.width, config.image_size // config.patch_size  # patches a side
         self.side = side
         self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
@@ -78,7 +78,7 @@ class VisionTransformer(PatchTower):
     def pooled(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to the state of the class token after the final norm, [B, C]."""
         states: Tensor = self.transformer(self.embed(images))
-        return states[:, 0]
+        return states[:, 0]  # [B, C]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
@@ -93,6 +93,7 @@ class TextTransformer(TextTower):
         super().__init__()
         width, self.eos_id = config.text.width, config.eos_id
         self.tokens = nn.Embedding(config.text_vocab, width)
+        # Smaller than tokens, as OpenAI's code has it
         self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
         self.transformer = Transformer(config.text)
         self.projection = nn.Linear(width, config.embed_dim, bias=False)
@@ -107,6 +108,7 @@ class TextTransformer(TextTower):
     def end(self, ids: Tensor) -> Tensor:
         """Ids [B, T] to the position to read, int64 [B]: the first EOS or, without one, the last position."""
         ends = ids.eq(self.eos_id)
+        # Argmax gives the first of several
         return torch.where(ends.any(dim=1), ends.int().argmax(dim=1), ids.shape[1] - 1)
 
     def project(self, states: Tensor, end: Tensor) -> Tensor:

@@ -30,10 +30,11 @@ def contrastive_loss(
         Scalar mean, in nats.
     """
     if gather is not None:
-        image_embeds, text_embeds = gather(image_embeds), gather(text_embeds)
+        image_embeds, text_embeds = gather(image_embeds), gather(text_embeds)  # all rows of all processes
     with torch.autocast(image_embeds.device.type, enabled=False):  # bf16's rounding error times a scale of 100 is large
         logits = scale.float() * image_embeds.float() @ text_embeds.float().T  # [B, B], images by texts
         targets = torch.arange(len(logits), device=logits.device)
+        # Along texts, then along images
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
@@ -60,7 +61,7 @@ class _Gather(torch.autograd.Function):
         # All ranks computed the loss from the gathered rows: their gradients for a row add up
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return total.chunk(dist.get_world_size())[dist.get_rank()]  # this process's rows
 
 
 def sigmoid_loss(
@@ -84,7 +85,7 @@ def sigmoid_loss(
         Scalar, in nats per image: the sum over the pairs of this process's images with all texts, divided by B. The
         mean over processes, of the loss and of its gradients, is that of the whole batch.
     """
-    rows = rows or max(1, _BLOCK_COSINES // len(text_embeds))
+    rows = rows or max(1, _BLOCK_COSINES // len(text_embeds))  # [rows, B] cosines at a time
     loss: Tensor = _Sigmoid.apply(image_embeds, text_embeds, scale, bias, rows)
     return loss
 
@@ -97,6 +98,7 @@ class _Sigmoid(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, rows: int) -> Tensor:
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         with torch.autocast(images.device.type, enabled=False):
+            # Even under autocast: see `contrastive_loss`
             own, factor, offset = images.float(), scale.float(), bias.float()
             image_grads = torch.zeros_like(own)
             sums = torch.zeros(3, device=own.device)  # the loss, and its derivatives by scale and bias
@@ -116,12 +118,12 @@ class _Sigmoid(torch.autograd.Function):
                         slope[positive - start, positive] -= 1
                     sums[1] += (slope * cosines).sum()
                     sums[2] += slope.sum()
-                    image_grads[part] += factor * (slope @ here[0])
-                    here[1] += factor * (slope.T @ own[part])
+                    image_grads[part] += factor * (slope @ here[0])  # [rows, D]
+                    here[1] += factor * (slope.T @ own[part])  # [B, D], the gradient of the texts held now
                 if world > 1:  # after `world` turns, texts and their full gradients are home again
                     here = _ring_shift(here)
             count = len(own)
-        ctx.save_for_backward(image_grads / count, here[1] / count, sums[1] / count, sums[2] / count)
+        ctx.save_for_backward(image_grads / count, here[1] / count, sums[1] / count, sums[2] / count)  # nats per image
         ctx.types = images.dtype, texts.dtype, scale.dtype, bias.dtype
         return sums[0] / count
 
@@ -130,7 +132,7 @@ class _Sigmoid(torch.autograd.Function):
         # A text's gradient includes terms of other processes' losses, which this process's grads[0] scales as well:
         # right only if all processes pass the same grads[0], as the training loop does.
         gradients = (grads[0] * own for own in ctx.saved_tensors)
-        return (*(one.to(kind) for one, kind in zip(gradients, ctx.types, strict=True)), None)
+        return (*(one.to(kind) for one, kind in zip(gradients, ctx.types, strict=True)), None)  # no gradient for `rows`
 
 
 def _ring_shift(tensor: Tensor) -> Tensor:
@@ -139,6 +141,7 @@ def _ring_shift(tensor: Tensor) -> Tensor:
     coming, going = torch.empty_like(tensor), tensor.contiguous()
     sent = dist.P2POp(dist.isend, going, (rank + 1) % world)
     received = dist.P2POp(dist.irecv, coming, (rank - 1) % world)
+    # Both at once: blocking sends in a ring would wait for each other
     for work in dist.batch_isend_irecv([sent, received]):
         work.wait()
     return coming

@@ -45,12 +45,13 @@ class DALLE(AttentionMasks):
             self.text_embedding: nn.Module = nn.Embedding(config.text_embeddings, width)
         else:
             self.text_embedding = FeatureEmbedding(config.text_features, config.text_length, width)
+        # And a row end, if the model reads them
         self.image_embedding = nn.Embedding(config.image_vocab + config.row_ends, width)
         self._add_positions(config)
         self._add_masks()
         self.transformer = Transformer(config.transformer)
-        self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()
-        hidden = (Linear(width, width), nn.GELU()) if config.head_hidden else ()
+        self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()  # ruDALL-E has one
+        hidden = (Linear(width, width), nn.GELU()) if config.head_hidden else ()  # as Janus' heads do
         self.head_hidden = nn.Sequential(*hidden)
         self.text_head = Linear(width, config.text_embeddings, bias=config.head_bias) if config.text_head else None
         self.image_head = Linear(width, config.image_vocab, bias=config.head_bias)
@@ -59,6 +60,7 @@ class DALLE(AttentionMasks):
     def _add_positions(self, config: DALLEConfig) -> None:
         """Create what encodes a token's position: learned embeddings, or rotary tables."""
         prefix, width, (rows, columns) = config.prefix_length, config.transformer.width, config.grid
+        # Positions as the config has them: embeddings are parameters, rotary angles are buffers
         self.shift = TokenShift(prefix, rows, columns) if config.shift_tokens else None
         if config.positions in ("learned", "learned_cells"):
             self.text_position = nn.Parameter(torch.empty(prefix, width))
@@ -73,7 +75,7 @@ class DALLE(AttentionMasks):
                 cos, sin = rope_table_1d(self.input_length, head, config.rope_base)
             else:
                 cos, sin = rope_table(prefix, rows, columns, head)
-            stored = config.positions == "stored_rope"
+            stored = config.positions == "stored_rope"  # DALLE-pytorch and LlamaGen store theirs
             self.register_buffer("rope_cos", cos[: self.input_length], persistent=stored)
             self.register_buffer("rope_sin", sin[: self.input_length], persistent=stored)
 
@@ -144,7 +146,7 @@ class DALLE(AttentionMasks):
             if part is not None:
                 # Smoothing and accuracy are of the image tokens only: captions are there to be read, not generated
                 is_image = name == "image"
-                scores = mean_loss(
+                scores = mean_loss(  # [M, C] states and [M] targets
                     *part, z_weight, smoothing=smoothing if is_image else 0.0, accuracy=accuracy and is_image
                 )
                 results[name] = scores.loss
@@ -169,7 +171,7 @@ class DALLE(AttentionMasks):
         """`token_losses`, and the argmax of the logits at each image token, int64 [B, N]."""
         prefix = captions.prefix(text, self.config)
         image, text_part = self._heads(self._hidden(prefix, image_ids), prefix, image_ids)
-        scores = token_scores(*image)
+        scores = token_scores(*image)  # [B N] each
         image_nats, predictions = scores.nats.view_as(image_ids), scores.argmax.view_as(image_ids)
         if text_part is None:
             return image_nats.new_zeros(len(prefix), 0), image_nats, predictions
@@ -183,12 +185,14 @@ class DALLE(AttentionMasks):
         image = self.image_head, hidden[:, last : last + image_ids.shape[1]].flatten(0, 1), image_ids.flatten()
         if self.text_head is None or not last:
             return image, None
+        # Each text token predicts the next
         return image, (self.text_head, hidden[:, :last].flatten(0, 1), prefix[:, 1:].flatten())
 
     def null_text(self, text: Tensor) -> Tensor:
         """The null captions for classifier-free guidance that correspond to these texts, in the same shape."""
         if isinstance(self.text_embedding, FeatureEmbedding):
             # Zero rows are padding, in the null caption too
+            # Features end right before the image, so a shorter text takes the end of the null caption
             return self.text_embedding.null[-text.shape[1] :].to(text.dtype) * text.any(-1, keepdim=True)
         return captions.null_of(text, self.config)
 
@@ -196,6 +200,7 @@ class DALLE(AttentionMasks):
         """Texts [B, T] without the last columns that are padding in all, if the model needs none; [B, <= T]."""
         if self.config.padding != "left":
             return text
+        # Texts are padded on the right until `prefix`
         return text[:, : max(1, int(captions.lengths(text, self.config.pad_id).max()))]
 
     def prefill(self, text: Tensor) -> tuple[Tensor, KVCache]:
@@ -260,7 +265,7 @@ class DALLE(AttentionMasks):
             return hidden
         # Without the states that row ends are due behind, as nothing is predicted there
         places = row_ends.code_places(inputs.shape[1] + 1, columns, hidden.device)
-        return torch.cat((hidden[:, : start - 1], hidden[:, start - 1 + places]), dim=1)
+        return torch.cat((hidden[:, : start - 1], hidden[:, start - 1 + places]), dim=1)  # as without row ends
 
     def _embed_text(self, prefix: Tensor) -> Tensor:
         x = self.text_embedding(prefix)  # [B, P, C]
@@ -278,7 +283,7 @@ class DALLE(AttentionMasks):
         """Run the transformer over embedded tokens that follow those in the cache."""
         positions = Positions(0, x.shape[1]) if cache is None else cache.next_positions(x.shape[1])
         rope: Rope | None = None
-        if "rope" in self.config.positions:
+        if "rope" in self.config.positions:  # rope, rope_1d and stored_rope
             rope = positions.rows(self.get_buffer("rope_cos")), positions.rows(self.get_buffer("rope_sin"))
         # Dropout on embeddings, as in GPT-2
         x = F.dropout(x, self.config.transformer.dropout, self.training)

@@ -72,7 +72,7 @@ class DiffusionDecoder(nn.Module):
 
     The embedding is added to that of the step, as is the caption's, and becomes K tokens in front of the caption's
     states, which the U-Net attends to. As in Karlo. It is standardized by a training set's mean and deviation, buffers
-    that `fit` sets. An embedding that is dropped is a learnt one; a caption that is dropped is the empty one, "".
+    that `fit` sets. An embedding that is dropped is a learned one; a caption that is dropped is the empty one, "".
     """
 
     image_mean: Tensor
@@ -85,11 +85,11 @@ class DiffusionDecoder(nn.Module):
         self.time = TimeEmbedding(config.unet.channels, vector)
         self.image_to_vector = nn.Linear(config.embed_dim, vector)
         self.text_to_vector = nn.Linear(config.embed_dim, vector)
-        self.image_to_tokens = nn.Linear(config.embed_dim, config.image_tokens * width)
+        self.image_to_tokens = nn.Linear(config.embed_dim, config.image_tokens * width)  # one projection for all K
         self.states_in = nn.Linear(config.text_width, width)
         self.states_norm = nn.LayerNorm(width)
         self.null_embed = nn.Parameter(torch.randn(config.embed_dim) * 0.02)
-        self.unet = UNet(config.unet, 3, 6 if config.learned_variance else 3, width)
+        self.unet = UNet(config.unet, 3, 6 if config.learned_variance else 3, width)  # image, and perhaps its variance
         self.register_buffer("image_mean", torch.zeros(config.embed_dim))
         self.register_buffer("image_deviation", torch.ones(config.embed_dim))
 
@@ -112,10 +112,10 @@ class DiffusionDecoder(nn.Module):
             steps: int64 [B], of the schedule.
             embeds: [B, D], standardized.
             text: of B captions, T at most `config.text_length`; what is masked does not count.
-            dropped: bool [B], whose embedding is the learnt one of no image; None: nobody's.
+            dropped: bool [B], whose embedding is the learned one of no image; None: nobody's.
 
         Returns:
-            float32 [B, 3, H, H]; with a learnt variance [B, 6, H, H], the variance behind.
+            float32 [B, 3, H, H]; with a learned variance [B, 6, H, H], the variance behind.
 
         Raises:
             ValueError: more text positions than the model has.
@@ -128,10 +128,11 @@ class DiffusionDecoder(nn.Module):
             embeds = torch.where(dropped[:, None], self.null_embed.to(embeds.dtype), embeds)
         dtype = self.states_in.weight.dtype
         embeds = embeds.to(dtype)
-        vector = self.time(steps) + self.image_to_vector(embeds) + self.text_to_vector(text.embeds.to(dtype))
-        tokens = self.image_to_tokens(embeds).view(batch, self.config.image_tokens, -1)
+        vector = self.time(steps) + self.image_to_vector(embeds) + self.text_to_vector(text.embeds.to(dtype))  # [B, E]
+        tokens = self.image_to_tokens(embeds).view(batch, self.config.image_tokens, -1)  # [B, K, context_width]
         states = self.states_norm(self.states_in(text.states.to(dtype)))
-        context = torch.cat((tokens.to(states.dtype), states), dim=1)
+        context = torch.cat((tokens.to(states.dtype), states), dim=1)  # [B, K + T, context_width]
+        # Padding of captions is not attended to
         real = torch.cat((text.mask.new_ones(batch, tokens.shape[1]), text.mask), dim=1)
         predicted: Tensor = self.unet(noised.to(dtype), vector, context, real)
         # Samplers subtract nearly equal numbers, for which 16 bits are too coarse

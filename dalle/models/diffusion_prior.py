@@ -44,6 +44,7 @@ class DiffusionPrior(Prior):
         self.time = TimeEmbedding(width, width)
         self.noised_in = nn.Linear(config.embed_dim, width)
         self.query = nn.Parameter(torch.randn(width) * 0.02)
+        # The text, and four tokens of the class's docstring
         self.positions = nn.Parameter(torch.randn(config.text_length + 4, width) * 0.01)
         self.transformer = Transformer(config.transformer)
         self.out = nn.Linear(width, config.embed_dim)
@@ -64,10 +65,11 @@ class DiffusionPrior(Prior):
             ValueError: more text positions than the model has.
         """
         tokens, valid = self._text_tokens(text, dropped)
+        # Time step, noised embedding, query
         own = (self.time(steps), self.noised_in(noised), self.query.expand(len(noised), -1))
         x = torch.cat((tokens, torch.stack([part.to(tokens.dtype) for part in own], dim=1)), dim=1)
         # Positions of the last four tokens count from the end, so they do not depend on this batch's text length
         positions = torch.cat((self.positions[: text.states.shape[1]], self.positions[-4:]))
         x = F.dropout(x + positions, self.config.transformer.dropout, self.training)
-        predicted: Tensor = self.out(self.transformer(x, causal_mask(valid, x.shape[1]))[:, -1])
+        predicted: Tensor = self.out(self.transformer(x, causal_mask(valid, x.shape[1]))[:, -1])  # at the query
         return predicted.float()

@@ -82,7 +82,7 @@ class LatentDecoder(nn.Module):
             embeds: [B, D], as the CLIP gives them.
 
         Returns:
-            float32 [B, C, h, h]; with a learnt variance [B, 2 C, h, h], the variance behind.
+            float32 [B, C, h, h]; with a learned variance [B, 2 C, h, h], the variance behind.
         """
         embeds = embeds.to(self.image_to_vector.weight.dtype)
         vector = self.time(steps) + self.vector_norm(self.image_to_vector(embeds))

@@ -45,6 +45,7 @@ class MoVQConfig:
     def encoder(self) -> VQGANConfig:
         """The shape of the encoder, which is taming-transformers'."""
         return VQGANConfig(
+            # An image of one latent: the coarsest level, which attends, then has the resolution 1
             image_size=self.factor,
             channels=self.channels,
             channel_multipliers=self.channel_multipliers,
@@ -73,5 +74,6 @@ class MoVQ(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, L, h, w] to images float32 [B, 3, H, W], nominally in [-1, 1]."""
         latents = latents.to(self.quant_conv.weight.dtype)
+        # What is decoded goes through post_quant_conv, what modulates it does not
         images: Tensor = self.decoder(self.post_quant_conv(latents), latents)
         return images.float()

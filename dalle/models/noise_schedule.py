@@ -104,7 +104,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
         # In float64, as alpha-bar is a product of up to thousands of factors close to 1
         curve = torch.tensor([_squared_cosine(i / config.steps) for i in range(config.steps + 1)], dtype=torch.float64)
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=_MAX_BETA)
-    return Schedule((1 - betas).cumprod(0))
+    return Schedule((1 - betas).cumprod(0))  # alpha-bar_t, the product of all alphas so far
 
 
 def _squared_cosine(fraction: float, offset: float = 0.008) -> float:

@@ -20,11 +20,12 @@ class HeadNorm(nn.LayerNorm):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__(width)
-        self.weight = nn.Parameter(torch.ones(heads, 1, width))
+        self.weight = nn.Parameter(torch.ones(heads, 1, width))  # broadcast over positions
         self.bias = nn.Parameter(torch.zeros(heads, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, T, D] to the same shape."""
+        # The statistics of each head's own channels; only weights and biases differ from head to head
         return F.layer_norm(x, self.normalized_shape, eps=self.eps) * self.weight + self.bias
 
 

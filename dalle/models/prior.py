@@ -65,7 +65,7 @@ class Prior(nn.Module):
         self.states_in = nn.Linear(shape.text_width, width)
         self.embed_in = nn.Linear(dim, width)
         self.null_states: nn.Parameter | None = None
-        self.null_embed: nn.Parameter | None = None
+        self.null_embed: nn.Parameter | None = None  # with `null_caption: empty` there is nothing to learn
         if shape.null_caption == "learned":
             self.null_states = nn.Parameter(torch.randn(shape.text_length, width) * 0.02)
             self.null_embed = nn.Parameter(torch.randn(width) * 0.02)
@@ -83,7 +83,7 @@ class Prior(nn.Module):
             raise ValueError(f"a prior needs at least 2 embeddings to compute statistics, got {len(images)}")
         for name, embeds in (("image", images), ("text", texts)):
             self.get_buffer(f"{name}_mean").copy_(embeds.mean(0))
-            self.get_buffer(f"{name}_deviation").copy_(embeds.std(0).clamp(min=MIN_DEVIATION))
+            self.get_buffer(f"{name}_deviation").copy_(embeds.std(0).clamp(min=MIN_DEVIATION))  # raw ones, of this CLIP
 
     def standardize(self, images: Tensor) -> Tensor:
         """Raw image embeddings [B, D] to mean 0 and variance 1 per dimension."""
@@ -105,7 +105,7 @@ class Prior(nn.Module):
             )
         # Raw embeddings have another scale in each dimension and for each CLIP
         embeds = (text.embeds - self.text_mean) / self.text_deviation
-        states, embed = self.states_in(text.states), self.embed_in(embeds)
+        states, embed = self.states_in(text.states), self.embed_in(embeds)  # [B, T, C], [B, C]
         valid = text.mask
         if dropped is not None and self.null_states is not None and self.null_embed is not None:
             rows = dropped[:, None, None]

@@ -42,7 +42,7 @@ class AttentionPooling(nn.Module):
         """States [B, T, C] to [B, C]."""
         # The same learned query for every image, so it is projected once
         query = rearrange(self.q(self.query.to(x.dtype)), "(H D) -> H 1 D", H=self.heads)
-        k, v = rearrange(self.kv(x), "B T (two H D) -> two B H T D", two=2, H=self.heads)
+        k, v = rearrange(self.kv(x), "B T (two H D) -> two B H T D", two=2, H=self.heads)  # [H, 1, D]
         mixed = F.scaled_dot_product_attention(query.to(k.dtype).expand(len(x), -1, -1, -1), k, v)  # [B, H, 1, D]
         pooled = self.out(mixed.flatten(1))
         return pooled + self.feed_forward(self.norm(pooled))
@@ -112,7 +112,7 @@ class UnmaskedTextTransformer(TextTower):
                 f"padding included: encode them with length={len(self.positions)}"
             )
         # No mask at all: padding was part of the text in training
-        states: Tensor = self.transformer(self.tokens(ids) + self.positions)
+        states: Tensor = self.transformer(self.tokens(ids) + self.positions)  # [B, T, C]
         return states
 
     def end(self, ids: Tensor) -> Tensor:

@@ -62,12 +62,12 @@ class Attention(nn.Module):
         # Whole sequences. Without per-head norms and rotary positions, native attention reads queries, keys and values
         # [3, B, H, T, D] where the projection left them; otherwise they are computed apart anyway.
         if self.q_norm is None and context.rope is None and self.kv_heads == self.heads:
-            packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
             mixed = attend_packed(packed, mask, dropped)  # [B, H, T, D]
         else:
             q, k, v = split_heads(qkv, self.kv_heads, self.head_width)
             if self.q_norm is not None and self.k_norm is not None:
-                q, k = self.q_norm(q), self.k_norm(k)
+                q, k = self.q_norm(q), self.k_norm(k)  # before the rotation, as in the models that have both
             if context.rope is not None:
                 q, k = rotate(q, *context.rope), rotate(k, *context.rope)
                 v = rotate(v, *context.rope) if self.rotate_values else v
@@ -160,6 +160,7 @@ class ReversibleBlock(Block):
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         """[2, B, T, C] to the same shape."""
+        # y1 = x1 + F(x2), y2 = x2 + G(y1), in the paper's letters
         first, second = x
         first = first + self.attend(second, mask, context, layer)
         return torch.stack((first, second + self.feed(first, context, layer)))
@@ -172,7 +173,7 @@ class Scale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), 0.1))  # as in CaiT, for depths up to 18
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # per channel
         """[..., C] to the same shape."""
         return x * self.weight
 
@@ -224,7 +225,7 @@ class Transformer(nn.Module):
             shape.key_heads,
             length,
             shape.head_width,
-            shifted=shape.width // 2 if shifted else 0,
+            shifted=shape.width // 2 if shifted else 0,  # the other half of the channels is never shifted
             device=weight.device,
             dtype=dtype,
         )
@@ -276,7 +277,7 @@ class Transformer(nn.Module):
         # Recomputing pays only if a backward pass will follow
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         if self.config.reversible:
-            x = torch.stack((x, x))
+            x = torch.stack((x, x))  # both streams begin as the embeddings
         for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
             if recompute:
                 x = checkpoint(block, x, mask, context, layer, use_reentrant=False)

@@ -78,6 +78,7 @@ class TransformerConfig:
     def approximate_size(self) -> int:
         """Roughly the number of parameters of the blocks, with an allowance for the Python objects of each."""
         inner, hidden = self.heads * self.head_width, self.hidden or int(self.width * self.mlp_ratio)
+        # Q, k, v, out; up (gated: twice) and down
         return self.depth * (self.width * (4 * inner + 3 * hidden) + _BLOCK_OVERHEAD)
 
     @property

@@ -54,12 +54,13 @@ class UNetConfig:
             raise ValueError("channel_multipliers is empty; give one for each level, for example [1, 2, 3]")
         levels = len(self.channel_multipliers)
         check_total(
-            levels * self.layers * (18 * max(self.widths) ** 2 + 2**14),
+            levels * self.layers * (18 * max(self.widths) ** 2 + 2**14),  # two 3x3 convolutions
             f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, layers {self.layers}",
         )
         for level in self.attention_levels:
             if level >= levels:
                 raise ValueError(f"attention_levels has {level}; there are levels 0 to {levels - 1}")
+        # The middle stands at the coarsest level
         attending = [*self.attention_levels, levels - 1] if self.attention_levels else []
         for level in attending:
             if self.widths[level] % self.head_channels:
@@ -103,7 +104,7 @@ class UNet(nn.Module):
         def stage(before: int, width: int, attends: bool) -> Stage:
             return Stage(config, before, width, context_width, attends)
 
-        before, skips = config.channels, [config.channels]
+        before, skips = config.channels, [config.channels]  # `skips`: channels, as a stack
         for level, width in enumerate(widths):
             for _ in range(config.layers):
                 self.down.append(stage(before, width, level in config.attention_levels))
@@ -115,7 +116,7 @@ class UNet(nn.Module):
         self.middle = stage(widths[-1], widths[-1], bool(config.attention_levels))
         self.middle_out = ResidualBlock(config, widths[-1], widths[-1])
         for level in reversed(range(len(widths))):
-            for _ in range(config.layers + 1):
+            for _ in range(config.layers + 1):  # one more, for the skip of the downsampling or the input
                 self.up.append(stage(before + skips.pop(), widths[level], level in config.attention_levels))
                 before = widths[level]
             if level:
@@ -142,6 +143,7 @@ class UNet(nn.Module):
         for part in self.down:
             x = part(x, vector, context, real)
             skips.append(x)
+        # The middle: the coarsest level once more, without skips
         x = self.middle_out(self.middle(x, vector, context, real), vector)
         for part in self.up:
             # The skip behind each downsampling goes to the last stage of the level that it leads to
@@ -184,6 +186,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None, real: Tensor | None = None) -> Tensor:
+        # Called like a `Stage`
         """[B, before, h, w] and vectors [B, vector_width] to [B, width, h', w']; context and its mask are not used."""
         if self.checkpointed and self.training:
             return checkpoint(self._run, x, vector, use_reentrant=False)
@@ -191,7 +194,7 @@ class ResidualBlock(nn.Module):
 
     def _run(self, x: Tensor, vector: Tensor) -> Tensor:
         hidden = self.conv_in(self._resampled(self.norm_in(x, swish=True)))
-        condition = self.vector(vector)[:, :, None, None].to(hidden.dtype)
+        condition = self.vector(vector)[:, :, None, None].to(hidden.dtype)  # [B, width or 2 width, 1, 1]
         if self.scale_shift:
             scale, shift = condition.chunk(2, dim=1)  # AdaGN (Dhariwal and Nichol 2021, arXiv 2105.05233, section 3)
             # 1 + scale: a vector of zeros leaves the norm as it is
@@ -221,6 +224,7 @@ class AttentionBlock(nn.Module):
         """[B, width, h, w], attending to itself and to the context tokens that are `real`, to the same shape."""
         height, pixels = x.shape[2], x.shape[2] * x.shape[3]
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        # Shaped [3, B, heads, H W, D]
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         mask = None
         if self.context is not None and context is not None:

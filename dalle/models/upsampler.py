@@ -55,6 +55,7 @@ class Upsampler(nn.Module):
         super().__init__()
         self.config = config
         self.time = TimeEmbedding(config.unet.channels, config.unet.vector_width)
+        # Noised image and small image; the variance, if any
         self.unet = UNet(config.unet, 6, 6 if config.learned_variance else 3)
 
     def forward(self, noised: Tensor, steps: Tensor, low: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class Upsampler(nn.Module):
             low: as noised: the small images, `enlarged`.
 
         Returns:
-            float32 [B, 3, H, H]; with a learnt variance [B, 6, H, H], the variance behind.
+            float32 [B, 3, H, H]; with a learned variance [B, 6, H, H], the variance behind.
         """
         dtype = self.time.up.weight.dtype
         predicted: Tensor = self.unet(torch.cat((noised, low), dim=1).to(dtype), self.time(steps))

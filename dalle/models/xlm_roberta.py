@@ -59,25 +59,27 @@ class XLMRobertaText(TextTower):
         self.padding = nn.Parameter(torch.zeros(width))  # the position of padding, which no token attends to
         self.norm = nn.LayerNorm(width)
         self.transformer = PostNormTransformer(config.text)
-        self.hidden = nn.Linear(width, (width + config.embed_dim) // 2, bias=False)
+        self.hidden = nn.Linear(width, (width + config.embed_dim) // 2, bias=False)  # open_clip's width of the MLP
         self.projection = nn.Linear((width + config.embed_dim) // 2, config.embed_dim, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def states(self, ids: Tensor) -> Tensor:
         """Ids [B, T], padding at the end, to the states [B, T, C] after the last block."""
         there = ids != PAD_ID
-        positions = torch.where(there[..., None], self.positions[: ids.shape[1]], self.padding)
+        positions = torch.where(there[..., None], self.positions[: ids.shape[1]], self.padding)  # [B, T, C]
         x = self.norm(self.tokens(ids) + positions)
+        # Every token sees all that is no padding
         states: Tensor = self.transformer(x, there[:, None, None].expand(-1, 1, ids.shape[1], -1))
         return states
 
     def end(self, ids: Tensor) -> Tensor:
         """Ids [B, T] to the position of the last token that is no padding, int64 [B]."""
-        return (ids != PAD_ID).sum(1).clamp(min=1) - 1
+        return (ids != PAD_ID).sum(1).clamp(min=1) - 1  # a caption of nothing but padding is read at 0
 
     def project(self, states: Tensor, end: Tensor) -> Tensor:
         """States [B, T, C] and the last positions [B] to embeddings [B, D], not normalized."""
         there = torch.arange(states.shape[1], device=states.device) <= end[:, None]  # [B, T]
+        # Shaped [B, C], over the tokens that are no padding
         mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
         projected: Tensor = self.projection(F.gelu(self.hidden(mean)))
         return projected

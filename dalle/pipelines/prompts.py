@@ -54,16 +54,30 @@ def encode_negatives(
     """
     if all(negative is None for negative in negatives):
         return None
-    if not isinstance(tokenizer, JSONTokenizer):
-        raise ValueError("this model takes no negative prompt: leave it out")
-    found = model.null_text(text).clone()
+    found = model.null_text(text).clone()  # rows without one keep it
     for row, negative in enumerate(negatives):
         if negative is not None:
-            ids = tokenizer.encode_negative(negative)
-            if len(ids) > text.shape[1]:
-                raise ValueError(f"the negative prompt has {len(ids)} tokens, the model reads {text.shape[1]}: cut it")
-            found[row] = tokenizer.pad([ids], text.shape[1])[0]
+            found[row] = encode_negative(tokenizer, negative, text.shape[1])
     return found
+
+
+def encode_negative(tokenizer: TextTokenizer | T5Encoder, negative: str, length: int) -> Tensor:
+    """The ids of a negative prompt, padded to int64 [length].
+
+    Raises:
+        ValueError: the model takes none, or it has more than `length` ids.
+    """
+    if not isinstance(tokenizer, JSONTokenizer):
+        raise ValueError("this model takes no negative prompt: leave it out")
+    ids = tokenizer.encode_negative(negative)
+    if len(ids) > length:
+        raise ValueError(f"the negative prompt has {len(ids)} tokens, the model reads {length}: cut it")
+    return tokenizer.pad([ids], length)[0]
+
+
+def takes_negative(tokenizer: TextTokenizer | T5Encoder) -> bool:
+    """Whether a model with this tokenizer takes negative prompts."""
+    return isinstance(tokenizer, JSONTokenizer) and bool(tokenizer.config.negative_template)
 
 
 def check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:

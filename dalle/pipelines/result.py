@@ -57,11 +57,13 @@ class Result:
         """
         order = list(range(len(self.images))) if self.scores is None else best(self.scores)
         if distinct and keep < len(order):
+            # Of negative scores, too, the best less a share of its size
             least = -float("inf") if self.scores is None else self.scores[order[0]] - _LOSS * abs(self.scores[order[0]])
             good = [i for i in order if self.scores is None or self.scores[i] >= least]
             chosen = distinct_first(self.images, good, keep)
+            # Too few are distinct and good: the next best fill up
             rest = [i for i in order if i not in chosen][: keep - len(chosen)]
-            order = [i for i in order if i in chosen or i in rest]
+            order = [i for i in order if i in chosen or i in rest]  # best first again
         order = order[:keep]
         return Result(
             prompt=self.prompt,

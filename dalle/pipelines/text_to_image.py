@@ -27,8 +27,8 @@ from dalle.images.transforms import to_images
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.pipelines.init_image import InitImage, encode_init_image
-from dalle.pipelines.prompts import check_text, encode_negatives, encode_prompts
-from dalle.pipelines.request import Request, check_request
+from dalle.pipelines.prompts import check_text, encode_negative, encode_negatives, encode_prompts, takes_negative
+from dalle.pipelines.request import Request, check_request, known_codes_of
 from dalle.pipelines.result import Result
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
@@ -203,7 +203,7 @@ class TextToImage:
         Raises:
             ValueError: there is no request, one without seeds, or a negative prompt that the model does not take.
         """
-        known_codes, known_mask = self._known(requests)
+        known_codes, known_mask = known_codes_of(requests, self.image_tokenizer.grid)
         text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
         negatives = [request.negative for request in requests]
         codes = generate(
@@ -218,12 +218,25 @@ class TextToImage:
             progress=progress,
             watch=watch,
         )  # [B, h, w]
-        return self._finish(codes, requests)
+        return self.finish(codes, requests)
 
     def text_tokens(self, prompt: str) -> int | None:
         """The number of a prompt's tokens before it is cut; None for a model that reads features of a T5."""
         tokenizer = self.text_tokenizer
         return None if isinstance(tokenizer, T5Encoder) else len(tokenizer.encode_ragged([prompt])[0])
+
+    @property
+    def takes_negative(self) -> bool:
+        """Whether the model takes negative prompts."""
+        return takes_negative(self.text_tokenizer)
+
+    def check_negative(self, negative: str) -> None:
+        """Check a negative prompt before anything is generated.
+
+        Raises:
+            ValueError: the model takes none, or it is too long.
+        """
+        encode_negative(self.text_tokenizer, negative, self.model.config.text_length)
 
     @torch.no_grad()
     def encode_init_image(
@@ -236,19 +249,8 @@ class TextToImage:
         """
         return encode_init_image(self.image_tokenizer, image, keep_rows, mask)
 
-    def _known(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
-        """Known codes int64 [B, h, w] and their mask, bool [B, h, w], on the CPU; None if no request has an image."""
-        if all(request.init_image is None for request in requests):
-            return None, None
-        empty = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
-        codes, masks = [], []
-        for request in requests:
-            init = request.init_image or InitImage(empty, empty.bool())  # nothing is known
-            codes.append(init.codes.cpu().expand(len(request.seeds), -1, -1))
-            masks.append(init.known_mask.expand(len(request.seeds), -1, -1))
-        return torch.cat(codes), torch.cat(masks)
-
-    def _finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
+    @torch.no_grad()
+    def finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
         """Decode and score the codes [B, h, w] of all requests' candidates."""
         owners = [request for request in requests for _ in request.seeds]  # [B], the request of each candidate
         decoded: list[Image.Image] = []

@@ -57,7 +57,7 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
     model = config.get("model") or {}
     kind = model.get("kind") if isinstance(model, dict) else None
     if kind is None:
-        return SentencePieceTokenizer.load(folder, config)
+        return SentencePieceTokenizer.load(folder, config)  # recipes of our own have no kind
 
     def content(name: str) -> bytes:
         if not (folder / name).is_file():

@@ -107,7 +107,7 @@ class TextTokenizer(ABC):
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         for i, row in enumerate(rows):
             if len(row) > width:
-                row = [*row[: width - 1], row[-1]] if self.keep_end else row[:width]
+                row = [*row[: width - 1], row[-1]] if self.keep_end else row[:width]  # the end token stays
             ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         return ids
 

@@ -39,9 +39,7 @@ def merge(
     # A linked list over positions plus a heap of candidate merges: O(n log n), where rescanning would be O(n^2).
     pieces: list[Symbol | None] = list(symbols)  # the symbol that starts at i; None if merged into an earlier one
     end = len(pieces)
-    held: list[Symbol | None] = list(symbols)  # what starts at i; None once merged into one before it
-    end = len(held)
-    after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+    after, before = list(range(1, end + 1)), list(range(-1, end - 1))  # neighbors by position; -1 and `end` are outside
     heap: list[tuple[float, int, Symbol, Symbol, Symbol]] = []
 
     def offer(left: int) -> None:
@@ -68,6 +66,7 @@ def merge(
         after[left] = after[right]
         if after[left] < end:
             before[after[left]] = left
+        # They get another chance after each merge: see the docstring
         for other in skipped:
             heapq.heappush(heap, other)
         skipped = []

@@ -126,7 +126,7 @@ def mend(text: str) -> str:
             import ftfy
         except ImportError:
             raise ValueError(f"CLIP's text tokenizer needs ftfy for {text[:40]!r}: {install_command('clip')}") from None
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice, as CLIP does
     return " ".join(text.split())
 
 
@@ -140,6 +140,7 @@ def split_words(text: str) -> list[str]:
     start = 0
     while start < len(text):
         kind = _kind(text[start])
+        # Before runs of letters and of other characters, as in the pattern
         ending = next((e for e in (*_SPECIAL, *_ENDINGS) if _plain(text[start : start + len(e)]) == e), None)
         stop = start + 1
         if ending is not None:
@@ -181,7 +182,7 @@ def _merge_lines(merges: bytes) -> str:
         lines = merges.decode().replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise ValueError("the merges are not text: expected merges.txt or bpe_simple_vocab_16e6.txt.gz") from None
-    kept = lines[1 : 1 + MERGES]
+    kept = lines[1 : 1 + MERGES]  # the first line is a header
     while kept and not kept[-1]:
         kept.pop()
     if not kept:

@@ -112,7 +112,7 @@ class SentencePieceTokenizer(TextTokenizer):
         """The words of a caption, separated by spaces, each with its ids; together these are the caption's."""
         words = _WORD.findall(_prepare(text, self.config).replace(" ", "\u2581"))
         rows = self._processor.encode([word.replace("\u2581", " ") for word in words], num_threads=1)
-        return [(_unescape(word[1:]), row) for word, row in zip(words, rows, strict=True)]
+        return [(_unescape(word[1:]), row) for word, row in zip(words, rows, strict=True)]  # without the space in front
 
     def files(self) -> Mapping[str, bytes]:
         """bpe.model, a SentencePiece model."""
@@ -178,6 +178,7 @@ class SentencePieceTokenizer(TextTokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
+            # SentencePiece says how many tokens these captions can fill: train with so many
             most = re.search(r"set it to a value <= (\d+)", str(error))
             if most is None or int(most[1]) >= config.vocab_size:
                 raise ValueError(_explain(str(error), config)) from None
@@ -203,6 +204,7 @@ class SentencePieceTokenizer(TextTokenizer):
         ]
 
     def _detokenize(self, ids: list[int]) -> str:
+        # The space that `_prepare` put in front
         return _unescape(self._processor.decode([i for i in ids if i != PAD_ID]).removeprefix(" "))
 
     def _rule(self, first: str, second: str) -> tuple[float, str] | None:
@@ -250,7 +252,7 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def _unescape(text: str) -> str:
-    for plain, escaped in reversed(_ESCAPES):
+    for plain, escaped in reversed(_ESCAPES):  # in reverse, or an escaped escape would be misread
         text = text.replace(escaped, plain)
     return text
 

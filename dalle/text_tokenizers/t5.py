@@ -37,6 +37,7 @@ _FIRST = (
 )
 _THEN = (
     (r"@[\w\d]+\b", ""),
+    # CJK characters
     ("[\u31c0-\u31ef]+|[\u31f0-\u31ff]+|[\u3200-\u32ff]+|[\u3300-\u33ff]+|[\u3400-\u4dbf]+|[\u4dc0-\u9fff]+", ""),
     (f"[{_DASHES}]+", "-"),
     ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
@@ -199,7 +200,7 @@ def clean(caption: str) -> str:
         warnings.simplefilter("ignore")  # BeautifulSoup warns if a caption looks like a file name
         text = BeautifulSoup(_replaced(text, _FIRST), features="html.parser").text
     text = _replaced(text, _THEN)
-    if len(re.findall(r"[-_]", text)) > 3:
+    if len(re.findall(r"[-_]", text)) > 3:  # such as this-is-my-cute-cat
         text = re.sub(r"[-_]", " ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return _replaced(text, _LAST).strip()

@@ -65,8 +65,10 @@ class XLMRobertaTokenizer(TextTokenizer):
         if dropout:
             raise ValueError("XLM-R's text tokenizer has no BPE dropout: set bpe_dropout=0")
         rows = self._processor.encode([mend(text) for text in texts], num_threads=1)
+        # Piece 0 is SentencePiece's unknown
         return [[piece + _SHIFT if piece else _UNKNOWN for piece in row] for row in rows]
 
     def _detokenize(self, ids: list[int]) -> str:
+        # Without special tokens: those before the pieces, and the mask behind them
         text: str = self._processor.decode([i - _SHIFT for i in ids if i > _UNKNOWN and i < self.vocab_size - 1])
         return text

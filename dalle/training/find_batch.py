@@ -88,11 +88,12 @@ def find_batch(
         )
     recipe = resolve_precision(recipe)
     own = recipe.run.batch_size // processes
-    sizes = [n for n in range(1, own + 1) if own % n == 0]
+    sizes = [n for n in range(1, own + 1) if own % n == 0]  # divisors: all micro-batches of a step are equal
     limit = int(0.9 * _free_memory(recipe)) if limit is None else limit
 
     def fits(images: int) -> bool:
         on_start(images)
+        # Two micro-batches, if there are, to have accumulated gradients as well
         trial = _trial(recipe, images, min(2, own // images), limit)
         on_trial(trial)
         if not trial.fits and images == 1:
@@ -143,11 +144,13 @@ def _free_memory(recipe: LoopRecipe) -> int:
 
 def _trial(recipe: LoopRecipe, images: int, accumulation: int, limit: int) -> Trial:
     """Train for a few steps in a subprocess."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
     receiver, sender = context.Pipe(duplex=False)
+    # Memory of workers is not the batch's
     run = replace(recipe.run, batch_size=images * accumulation, accumulation=accumulation, tracker="none", workers=0)
     process = context.Process(target=_child, args=(replace(recipe, run=run), limit, sender))
     process.start()
+    # Only the child holds the sending end now, so its death is an EOF here
     sender.close()
     try:
         kind, detail = _wait_for_answer(process, receiver, limit)
@@ -167,7 +170,7 @@ def _wait_for_answer(process: SpawnProcess, receiver: Connection, limit: int) ->
 
     On a CPU nothing else enforces the limit: without polling, the kernel's OOM killer might pick another process.
     """
-    early: tuple[str, str] | None = receiver.recv()
+    early: tuple[str, str] | None = receiver.recv()  # None once it is ready
     if early is not None:
         return early
     before = _resident_memory(process.pid)

@@ -35,10 +35,12 @@ def accumulate_contrastive(
     device = accelerator.device
     states, per_micro = [], []
     for inputs in micro:
+        # Before each micro-batch: dropout must be repeated in the second pass
         states.append(_random_state(device))
         with torch.no_grad(), accelerator.autocast():
             per_micro.append(task.embed(inputs))
     final_state = _random_state(device)
+    # Leaves, to collect the gradient
     embeds = [torch.cat(parts).requires_grad_() for parts in zip(*per_micro, strict=True)]
     with accelerator.autocast():
         loss, metrics = task.batch_loss(tuple(embeds))
@@ -53,7 +55,7 @@ def accumulate_contrastive(
         trained = [
             (embedding, gradient)
             for embedding, gradient in zip(recomputed, gradients, strict=True)
-            if embedding.requires_grad
+            if embedding.requires_grad  # a frozen tower gets none
         ]
         torch.autograd.backward([embedding for embedding, _ in trained], [gradient for _, gradient in trained])
     _set_random_state(device, final_state)  # as if there had been one forward pass

@@ -90,7 +90,7 @@ def with_tokenizer_sizes(data: dict[str, Any]) -> dict[str, Any]:
 
 def _own_config(source: Any, stage: str) -> dict[str, Any]:
     """The `model:` of a local tokenizer folder of ours; {} if there is none."""
-    places = [Path(source), ROOT / source] if isinstance(source, str) else []
+    places = [Path(source), ROOT / source] if isinstance(source, str) else []  # as a recipe's paths are looked up
     folder = next((place for place in places if place.is_dir() and is_model_folder(place)), None)
     content = {} if folder is None else ModelFolder(folder).config
     found = content.get("model") if content.get("stage") == stage else None
@@ -121,12 +121,14 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"init_from: {source} is of stage {content.get('stage')!r}; expected a DALL-E")
         found = {name: str(opened.path / name) for name in opened.components}
         words = ModelFolder(opened.path / "text_tokenizer").config if "text_tokenizer" in opened.components else {}
+        # A tokenizer.json is run by its library, which has no BPE dropout
         merges = (words.get("model") or {}).get("kind") != "tokenizer_json"
         if "text_encoder" in content:
             found["text_tokenizer"] = content["text_encoder"]
         model, sampling = content.get("model") or {}, content.get("sampling")
     else:
         published = read_model(opened)
+        # Where `prepare_initial` puts published weights once the run begins
         place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
         names = ("image_tokenizer", "text_tokenizer")
         found = {name: str(place / name) for name in names if getattr(published, name) is not None}
@@ -154,6 +156,7 @@ def _with_clip(settled: dict[str, Any], source: str) -> dict[str, Any]:
         words = str(Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER / "text_tokenizer")
         model = to_dict(read_clip(opened).config)
     loss = settled.setdefault("loss", "sigmoid" if model.get("sigmoid") else "softmax")
+    # The sigmoid's options follow the loss: an initial bias makes no sense for a softmax
     own = {"sigmoid": loss == "sigmoid"} | ({} if loss == "sigmoid" else {"initial_bias": None})
     settled["model"] = _merged(_merged(model, own), settled.get("model") or {})
     settled.setdefault("text_tokenizer", words)
@@ -180,7 +183,7 @@ def _with_unclip(settled: dict[str, Any], source: str) -> dict[str, Any]:
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        old = merged.get(key)
+        old = merged.get(key)  # nested mappings key by key, the rest replaced
         merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
@@ -193,10 +196,10 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     """
     if not isinstance(recipe, _InitFromRecipe) or recipe.init_from is None:
         return
-    with accelerator.main_process_first():
+    with accelerator.main_process_first():  # the others find the folder made
         path = resolve(recipe.init_from)
         target = recipe.run.dir / FOLDER
-        if not is_model_folder(path) and not target.exists():
+        if not is_model_folder(path) and not target.exists():  # made already: the run is resumed
             convert(path, target, "float32")
 
 
@@ -254,6 +257,7 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
             continue
         value = tensors[name]
         old = (value() if isinstance(value, LazyTensor) else value).float()
+        # The grid of cells is not stored, so it is taken to be square
         side = math.isqrt(old.shape[0])
         if name == "cell_position":
             if old.shape[0] == rows * columns or side**2 != old.shape[0]:
@@ -261,9 +265,8 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
             old = old.view(side, side, -1)
         if old.shape[:2] == shape:
             continue
-        new = F.interpolate(old.permute(2, 0, 1)[None], shape, mode="bilinear")[0].permute(
-            1, 2, 0
-        )  # [rows, columns, C]
+        grid = old.permute(2, 0, 1)[None]  # [1, C, old rows, old columns]
+        new = F.interpolate(grid, shape, mode="bilinear")[0].permute(1, 2, 0)  # [rows, columns, C]
         changed[name] = new.reshape(rows * columns, -1) if name == "cell_position" else new.contiguous()
     return {**tensors, **changed} if changed else tensors
 

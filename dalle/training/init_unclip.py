@@ -53,6 +53,7 @@ def initial_part(data: Mapping[str, Any], source: str, converted: Path) -> Initi
         if name not in published.parts:
             raise ValueError(f"init_from: {source} has no {name}, but {', '.join(published.parts)}")
         model, sampling = to_dict(published.parts[name].config), published.sampling.get(name)
+        # An upsampler reads no embeddings, so that it has no CLIP
         clip = None if name == "upsampler" else str(converted / "clip")
     if model.get("kind") == "latents":
         raise ValueError(

@@ -62,5 +62,6 @@ def freeze(model: CLIP, lock: str) -> None:
         # Block i of a tower of depth d, counted from 0, is d - i layers from the top
         highest = -1 if blocks is None else model.config.depths[tower] - blocks
         for parameter_name, parameter in getattr(model, name).named_parameters():
+            # Farther from the output than the last block that is trained
             if distance[f"{name}.{parameter_name}"] > highest:
                 parameter.requires_grad_(False)

@@ -100,7 +100,7 @@ def _changed(
 ) -> LazyTensor:
     def make() -> Tensor:
         whole, first, second = (value() if isinstance(value, LazyTensor) else value for value in (base, low, high))
-        made = whole.float() + second @ first * scale
+        made = whole.float() + second @ first * scale  # B [N, r] times A [r, K]
         drop_pages(whole)  # a mapped file's pages would add up to the full model
         return made
 

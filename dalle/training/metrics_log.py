@@ -53,7 +53,7 @@ class Curve:
         count = len(self.values)
         if count <= most:
             return self
-        stretches = max(1, most // 2 - 1)
+        stretches = max(1, most // 2 - 1)  # two points of each, and both ends
         kept = {0, count - 1}
         for number in range(stretches):
             stretch = range(number * count // stretches, (number + 1) * count // stretches)
@@ -124,6 +124,7 @@ def charts(curves: Iterable[Curve]) -> list[tuple[str, list[Curve]]]:
     grouped: list[tuple[str, list[Curve]]] = []
     for title, names in _CHARTS:
         own = [curve for curve in left if any(_is(curve, name) for name in names)]
+        # A curve is in the first chart that takes it, and in no other
         left = [curve for curve in left if not any(_is(curve, name) for name in names)]
         if own:
             grouped.append((title, own))
@@ -131,5 +132,5 @@ def charts(curves: Iterable[Curve]) -> list[tuple[str, list[Curve]]]:
 
 
 def _is(curve: Curve, name: str) -> bool:
-    bare = curve.name.partition("/")[2] or curve.name
+    bare = curve.name.partition("/")[2] or curve.name  # train/l1 and validation/l1 share a chart
     return bare.endswith(name) if name.startswith("_") else bare == name

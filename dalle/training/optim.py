@@ -108,7 +108,7 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     tables |= {id(p) for name, p in module.named_parameters() if name.endswith("codebook")}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]  # matrices, convolutions and positions
     rest = [p for p in parameters if p.ndim < 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}]
     # torch's foreach and fused kernels take all tensors of a group at once and cannot mix DTensors with plain ones
@@ -141,7 +141,7 @@ def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> 
         {"params": own, "weight_decay": group["weight_decay"], "lr_factor": decay**step}
         for group in groups
         for step in sorted(set(of.values()))
-        if (own := [p for p in group["params"] if of[id(p)] == step])
+        if (own := [p for p in group["params"] if of[id(p)] == step])  # no empty groups
     ]
 
 
@@ -208,10 +208,10 @@ class EMA:
         averaged = {name for name, _ in self.module.named_parameters()}
         state = self.module.state_dict()
         weight = torch.as_tensor(1 - decay) if applied is None else applied * (1 - decay)
-        for name in averaged:
+        for name in averaged:  # of a sharded weight, this process's rows
             own = local(self.state[name])
             own.lerp_(local(state[name]), weight.to(own.dtype))
-        for name, value in state.items():
+        for name, value in state.items():  # buffers, such as codebooks
             if name not in averaged:
                 self.state[name].copy_(value)
 

@@ -39,6 +39,7 @@ class SkippedStepMonitor:
             step: number of the step, counting from 1.
             norms: gradient norm of each phase that ran, on the device.
         """
+        # One bool per phase, compared on the device: a single small copy for all
         self._pending.append((step, list(norms), AsyncRead(torch.stack([torch.isfinite(n) for n in norms.values()]))))
 
     def flush(self, step: int) -> bool:

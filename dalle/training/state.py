@@ -84,6 +84,7 @@ class Run:
         self.bad = BadRecordCounter(recipe.data.max_bad)
         self.lock, self._resumes = open_run_dir(recipe, self.accelerator)
         self.start = self.step = self._restore() if self._resumes else 0
+        # Before `describe`, which overwrites the config that these are compared with
         changes = changed_options(recipe) if self._resumes and self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
             describe(recipe)
@@ -230,6 +231,7 @@ class Run:
             folder = checkpoint.save(run.dir, now, run.keep, accelerator, self.compressors, self.best.step)
             if accelerator.is_main_process and self.best.is_exported(self.step):
                 weights = self.task.model.state_dict() if self.ema is None else self.ema.state
+                # The weights of a sharded run are together in the checkpoint just written, and nowhere else
                 self.task.export(
                     run.dir / "model", weights if self.sharding is None else checkpoint.export_weights(folder)
                 )
@@ -269,6 +271,7 @@ class Run:
         if self.participates:
             with self.log.activity("sampling"), evaluated(self.task.model, self.ema) as model:
                 size = _EVALUATION_BATCH
+                # The same images each time
                 first = next(evaluation_batches(self.validation_data, size, limit=size, report=self.bad.add))
                 samples = self.task.sample_images(model, first)
             if samples is not None and self.accelerator.is_main_process:

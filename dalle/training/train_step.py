@@ -27,7 +27,7 @@ def seed_noise(seed: int, step: int, rank: int) -> None:
     states, and the random numbers that a validation uses up do not change the training.
     """
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # within an int64
 
 
 def accumulate(
@@ -103,6 +103,7 @@ def optimizer_step(
     # A non-finite loss can have finite gradients. 0 * loss is 0, or NaN if the loss is not finite; added to a gradient
     # it reaches every process through the all-reduce, and the loss scaler, so that all of them skip the step
     gradients = (local(p.grad) for p in phase.module.parameters() if p.grad is not None)
+    # Any gradient will do; a process's shard of the first may be empty
     next(gradient for gradient in gradients if gradient.numel()).add_(0 * loss.detach())
     average_gradients(phase.module, accelerator, compressor)
     scaler = accelerator.scaler
@@ -119,7 +120,7 @@ def optimizer_step(
 
 def step_metrics(phase: Phase, optimizer: AcceleratedOptimizer, compressor: PowerSGD | None = None) -> dict[str, float]:
     """Return values to log of the last step: learning rate, update ratio and, with PowerSGD, the compression ratio."""
-    rate: float = max(group["lr"] for group in optimizer.param_groups)
+    rate: float = max(group["lr"] for group in optimizer.param_groups)  # that of the top layer
     metrics = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
     if compressor is not None and compressor.compression:
         metrics[phase.name + "_compression"] = compressor.compression
@@ -142,6 +143,7 @@ def evaluated(model: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
     off there, because they read weights directly and would see the local shards only.
     """
     sharded = is_sharded(model.parameters())
+    # A copy in memory of the trained weights, put back at the end
     trained_weights = {} if ema is None else {name: value.clone() for name, value in model.state_dict().items()}
     if ema is not None:
         model.load_state_dict(ema.state)
@@ -151,7 +153,7 @@ def evaluated(model: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
         with torch.compiler.set_stance("force_eager"), force_backend(native="off") if sharded else nullcontext():
             yield model
     finally:
-        reshard(model)
+        reshard(model)  # gathered by the last pass, and without a backward pass not freed
         if ema is not None:
             model.load_state_dict(trained_weights)
         model.train()

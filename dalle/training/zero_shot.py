@@ -12,7 +12,7 @@ from dalle.models.clip import CLIP
 
 @config
 class ZeroShotConfig:
-    """LabeledImages images to classify at each validation."""
+    """Labeled images to classify at each validation."""
 
     path: str
     """A folder with a subfolder of images for each class, Parquet files, a hub id, or `emoji`."""

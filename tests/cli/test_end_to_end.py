@@ -108,8 +108,8 @@ def test_dalle_overfits_16_pairs_token_for_token(tmp_path: Path, monkeypatch: py
         Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
         assert train.main([f"{name}.yaml"]) == 0
     pipe = dalle.TextToImage.from_pretrained("dalle/model", device="cpu")
-    learnt = open_data(data, "train", 16)
-    pairs = [learnt.pair(index, 0) for index in range(16)]
+    learned = open_data(data, "train", 16)
+    pairs = [learned.pair(index, 0) for index in range(16)]
     images = torch.stack([torch.from_numpy(pair.image) for pair in pairs]).permute(0, 3, 1, 2).float() / 255
     codes = pipe.image_tokenizer.encode(images)  # [16, 8, 8]
     assert len({tuple(one.flatten().tolist()) for one in codes}) == 16

@@ -12,18 +12,22 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from support.tiny_model import make_tiny_model
+from support.tiny_unclip import make_tiny_unclip
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import sample  # noqa: E402
 from dalle.data.custom.webdataset import TarSource  # noqa: E402
+from dalle.pipelines.familiarity import unfamiliar_words  # noqa: E402
 from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
+from dalle.pipelines.unclip import UnCLIP  # noqa: E402
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a red heart"},
@@ -201,6 +205,63 @@ def test_failing_prompt_is_reported_and_the_others_are_generated(
     assert len(images("folders")) == 10
 
 
+@pytest.mark.parametrize("kind", ["folders", "shards", "parquet"])
+def test_failed_prompts_are_tried_again_by_the_same_command(
+    kind: str,
+    arguments: list[str],
+    alone: dict[tuple[int, int], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing else is drawn again; what fails again is reported again; an attempt that draws nothing leaves nothing."""
+    draw = TextToImage.draw
+    bad, calls = {"", "two green stars"}, []
+
+    def failing(self: TextToImage, requests: Any, *args: Any, **options: Any) -> Any:
+        prompts = [request.prompt for request in requests]
+        calls.append(prompts)
+        if bad.intersection(prompts):
+            raise RuntimeError("the weather is bad")
+        return draw(self, requests, *args, **options)
+
+    monkeypatch.setattr(TextToImage, "draw", failing)
+    arguments = [*arguments, "--write", kind, "--shard-size", "3"]
+    assert sample.main(arguments) == 1
+    assert "2 of 5 prompts" in capsys.readouterr().err and len(images(kind)) == 6
+    before = sorted(Path("drawn").rglob("*"))
+    calls.clear()
+    assert sample.main(arguments) == 1
+    assert calls == [[""], ["two green stars"]] and sorted(Path("drawn").rglob("*")) == before
+    bad.remove("")
+    assert sample.main(arguments) == 1 and "1 of 5 prompts" in capsys.readouterr().err
+    assert len(images(kind)) == 8
+    bad.clear()
+    calls.clear()
+    assert sample.main(arguments) == 0
+    assert calls == [["two green stars"]] and pixels(images(kind)) == alone
+    report = json.loads(Path("drawn/report.json").read_text())
+    assert (report["images"], report["failed"]) == (10, [])
+
+
+def test_unfamiliar_words_are_counted_and_told(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that `sample` tells of the same prompts."""
+    monkeypatch.setattr("dalle.pipelines.familiarity.unfamiliar_words.__defaults__", (3.0,))
+    monkeypatch.setattr("dalle.pipelines.familiarity.warn_of_unfamiliar_words.__defaults__", (3.0,))
+    assert sample.main(arguments) == 0
+    told = [text for text in caplog.messages if "hardly seen" in text]
+    counts = json.loads(Path("drawn/report.json").read_text())["unfamiliar"]
+    assert len(told) == 1 and "drawn/report.json" in told[0] and all(word in told[0] for word in counts)
+    caplog.clear()
+    prompts = [row["prompt"] for row in ROWS]
+    assert sample.main([*prompts, "--n", "1", "--no-grid", "--device", "cpu", "--model", arguments[-1]]) == 0
+    (line,) = [text for text in caplog.messages if "hardly seen" in text]
+    assert set(line.rpartition(": ")[2].split(", ")) == set(counts)
+    pipe = TextToImage.from_pretrained(arguments[-1], device="cpu")
+    assert sum(counts.values()) == sum(map(len, unfamiliar_words(pipe.model, pipe.text_tokenizer, prompts, 3.0)))
+
+
 def test_full_disk_gives_one_line_and_the_same_command_resumes(
     arguments: list[str], alone: dict[tuple[int, int], bytes]
 ) -> None:
@@ -247,3 +308,46 @@ def test_other_wrong_inputs_give_a_one_line_error(
     assert "--write and --shard-size are for --prompts-file" in capsys.readouterr().err
     assert as_process(0, 2, ["a", "--model", str(model)], monkeypatch) == 2
     assert "several processes share a --prompts-file" in capsys.readouterr().err
+    Path("drawn/mine.txt").unlink()
+    Path("prompts.jsonl").write_text('{"prompt": "a", "negative": "blurry"}\n')
+    assert sample.main(arguments) == 2 and "line 1: this model takes no negative prompt" in capsys.readouterr().err
+    Path("prompts.jsonl").write_text('{"prompt": "a", "steps": 3}\n')
+    assert sample.main(arguments) == 2 and "line 1: steps is not a sampling option" in capsys.readouterr().err
+
+
+def test_unclip_draws_files_of_prompts(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows with seeds and options of their own, each as it is alone but for rounding; processes share them."""
+    folder = make_tiny_unclip(tmp_path / "two")
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a red heart"},
+        {"prompt": "a dog", "seed": 11, "guidance": 2.0},
+        {"prompt": "two green stars", "n": 3, "steps": 2, "sampler": "ddim", "eta": 0.5},
+        {"prompt": "a blue circle"},
+    ]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    arguments = [*arguments[:-1], str(folder)]
+    assert as_process(1, 2, arguments, monkeypatch) == 0
+    assert as_process(0, 2, arguments, monkeypatch) == 0
+    found = pixels(images("folders"))
+    pipe = UnCLIP.from_pretrained(folder, device="cpu")
+    assert len(found) == 9
+    for number, row in enumerate(rows):
+        options = {"n": 2, "seed": 3} | row
+        (result,) = pipe(options.pop("prompt"), **options)
+        for seed, image in zip(result.seeds, result.images, strict=True):
+            one, other = (np.frombuffer(data, np.uint8).astype(int) for data in (found[number, seed], image.tobytes()))
+            assert abs(one - other).max() <= 1
+    file = next(Path("drawn").glob("0*/00000002-*-seed3.png"))
+    assert json.loads(Image.open(file).text["options"])["eta"] == 0.5  # type: ignore[attr-defined]
+    wrong = {
+        '{"prompt": "a", "top_p": 0.5}': "line 1: top_p is an option of models that sample tokens",
+        '{"prompt": "a", "eta": 2.0}': "line 1: its options: eta is 2.0",
+        '{"prompt": "a", "sampler": 3}': "line 1: sampler is 3; it must be text",
+        '{"prompt": "a", "negative": "b"}': "line 1: negative is for models that sample tokens",
+    }
+    for line, message in wrong.items():
+        Path("prompts.jsonl").write_text(line + "\n")
+        assert as_process(0, 1, arguments, monkeypatch) == 2
+        assert message in capsys.readouterr().err

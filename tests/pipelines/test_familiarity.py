@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from dalle.pipelines.familiarity import warn_of_unfamiliar_words, word_nats
+from dalle.pipelines.familiarity import unfamiliar_words, warn_of_unfamiliar_words, word_nats
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.text_tokenizers import SentencePieceTokenizer
 
@@ -44,7 +44,7 @@ def test_word_nats_equal_a_slow_loop(tiny_pipe: TextToImage) -> None:
             own = range(place, place + count)
             expected.append(sum(nats[i] for i in own if pieces[i] not in (",", "")))
             place += count
-        got = word_nats(tiny_pipe.model, tokenizer, prompt)
+        (got,) = word_nats(tiny_pipe.model, tokenizer, [prompt])
         assert [name for name, _ in got] == names
         assert [value for _, value in got] == pytest.approx(expected, abs=1e-3)
 
@@ -61,9 +61,22 @@ def test_words_are_those_between_spaces_and_their_ids_are_the_captions(tiny_pipe
 def test_long_prompts_leave_out_the_words_that_are_cut_off(tiny_pipe: TextToImage) -> None:
     tokenizer = tiny_pipe.text_tokenizer
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    many = word_nats(tiny_pipe.model, tokenizer, "a red heart " * 20)
-    assert 0 < len(many) < 60
-    assert word_nats(tiny_pipe.model, tokenizer, "") == word_nats(tiny_pipe.model, tokenizer, "!?") == []
+    many, *none = word_nats(tiny_pipe.model, tokenizer, ["a red heart " * 20, "", "!?"])
+    assert 0 < len(many) < 60 and none == [[], []]
+
+
+def test_words_of_prompts_together_are_those_of_each_alone(tiny_pipe: TextToImage) -> None:
+    model, tokenizer = tiny_pipe.model, tiny_pipe.text_tokenizer
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    prompts = [PROMPT, "a red heart", "a red heart " * 20, "", "two green stars", "a red heart"]
+    for prompt, together in zip(prompts, word_nats(model, tokenizer, prompts), strict=True):
+        (alone,) = word_nats(model, tokenizer, [prompt])
+        assert [word for word, _ in together] == [word for word, _ in alone]
+        assert [value for _, value in together] == pytest.approx([value for _, value in alone], abs=1e-4)
+    assert unfamiliar_words(model, tokenizer, prompts, -1) == [
+        tuple(dict.fromkeys(word for word, _ in own)) for own in word_nats(model, tokenizer, prompts)
+    ]
+    assert unfamiliar_words(model, tokenizer, prompts, 1e9) == [()] * len(prompts)
 
 
 def test_one_line_names_the_words_above_the_threshold(
@@ -71,7 +84,7 @@ def test_one_line_names_the_words_above_the_threshold(
 ) -> None:
     model, tokenizer = tiny_pipe.model, tiny_pipe.text_tokenizer
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    scored = word_nats(model, tokenizer, "a red heart")
+    (scored,) = word_nats(model, tokenizer, ["a red heart"])
     most = max(scored, key=lambda pair: pair[1])
     between = (sorted(value for _, value in scored)[1] + most[1]) / 2
     with caplog.at_level(logging.WARNING):

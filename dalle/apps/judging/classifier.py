@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, 64, 64] in [0, 1] -> logits of concepts [B, C] and of styles [B, S]."""
-        x = self.blocks(self.stem(2 * images - 1)).mean((2, 3))
+        x = self.blocks(self.stem(2 * images - 1)).mean((2, 3))  # [B, 256]
         return self.concept_head(x), self.style_head(x)
 
     @torch.inference_mode()
@@ -101,5 +101,6 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         )
     classifier = Classifier(names["concepts"], names["styles"])
     tensors = dict(open_tensors(folder / model_folder.WEIGHTS))
+    # Counters are not in the file, and loading is strict: the module's own stand in
     counters = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}
     return load_weights(classifier, tensors | counters, str(folder), device, None)

@@ -43,11 +43,14 @@ def named_color(color: Tensor, colors: Mapping[str, tuple[int, ...]] = COLORS) -
 
 def srgb_to_lab(colors: Tensor) -> Tensor:
     """CIELAB (D65) of sRGB [..., 3] in [0, 1]: its distances approximate perceived differences (IEC 61966-2-1)."""
+    # sRGB's transfer function
     linear = torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    # Linear RGB to XYZ, then relative to the white of D65
     to_xyz = torch.tensor(
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], dtype=torch.float64
     )
     ratio = (linear @ to_xyz.T) / torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+    # CIE's f: a cube root, but linear near black, where its slope would be infinite
     cube = torch.where(ratio > (6 / 29) ** 3, ratio.clamp(min=1e-12) ** (1 / 3), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = cube.unbind(-1)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), -1)

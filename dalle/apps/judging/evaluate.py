@@ -119,6 +119,7 @@ class SampleEvaluation:
             metrics["frechet_lite0"] = frechet_distance(features, real_features) if title != "real" else None
             if self.scorer is not None:
                 cosines = score(self.scorer, image_set.images, [prompts[i] for i in image_set.prompts])
+                # CLIPScore counts negative cosines as 0 (Hessel et al. 2021, arXiv 2104.08718)
                 metrics["clip_score"] = 100 * cosines.clamp(min=0).mean().item()
             metrics["near_copies"] = neighbors[title].near_copies
             metrics["neighbor_rmse"] = neighbors[title].errors.median().item()
@@ -190,7 +191,7 @@ class SampleEvaluation:
         return torch.cat([self.network(part.to(device)).cpu() for part in images.split(_BATCH)])
 
     def _diversity(self, candidates: Candidates) -> float:
-        codes = candidates.codes[:, :_DIVERSITY_CANDIDATES]
+        codes = candidates.codes[:, :_DIVERSITY_CANDIDATES]  # [P, 4, h, w]
         features = self._features(decode_images(self.pipe, codes.flatten(0, 1)))
         return diversity(features.view(*codes.shape[:2], -1))
 
@@ -206,6 +207,7 @@ class SampleEvaluation:
                 small.append(downsample(images))
                 features.append(self._features(images))
             with atomic_file(file) as part:
+                # In float16: comparisons need no more, and the file is half as large
                 write_tensors({"small": torch.cat(small), "features": torch.cat(features)}, part, "float16")
         return {name: tensor.float() for name, tensor in read_tensors(file).items()}
 

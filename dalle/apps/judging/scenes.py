@@ -128,7 +128,7 @@ def object_halves(image: Tensor, relation: str) -> tuple[Tensor, Tensor]:
     """Where the first and the second object belong: [3, S, S] -> the central squares of two halves, [3, S/2, S/2]."""
     half, quarter = image.shape[-1] // 2, image.shape[-1] // 4
     if relation in ("left", "right"):
-        band = image[:, quarter : quarter + half]
+        band = image[:, quarter : quarter + half]  # the middle half of the rows
         halves = band[..., :half], band[..., half:]
     else:
         band = image[..., quarter : quarter + half]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ class JudgeOptions:
     lr: float = 2e-3
     """Peak learning rate, after one epoch of linear warmup; then it decays to 0 along a cosine."""
     seed: int = 20
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and backward passes (autocast); weights, losses and the trained judge are in fp32."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -60,7 +63,7 @@ def train_judge(
     classifier = Classifier(concepts, styles).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=options.lr, weight_decay=0.05)
     generator = torch.Generator().manual_seed(options.seed)
-    steps_per_epoch = max(1, len(images) // options.batch_size)
+    steps_per_epoch = max(1, len(images) // options.batch_size)  # the rest of an epoch is left out
     steps = options.epochs * steps_per_epoch
     for step in range(steps):
         if step % steps_per_epoch == 0:
@@ -68,9 +71,10 @@ def train_judge(
         rows = order[step % steps_per_epoch * options.batch_size :][: options.batch_size]
         optimizer.param_groups[0]["lr"] = options.lr * _lr_factor(step, steps_per_epoch, steps)
         batch = augment(images[rows].float() / 255, generator).to(device)
-        concept_logits, style_logits = classifier(batch.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(concept_logits, concept_targets[rows].to(device), label_smoothing=0.05)
-        loss = loss + F.cross_entropy(style_logits, style_targets[rows].to(device))
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            concept_logits, style_logits = classifier(batch.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(concept_logits.float(), concept_targets[rows].to(device), label_smoothing=0.05)
+        loss = loss + F.cross_entropy(style_logits.float(), style_targets[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,10 +88,12 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     uniform = torch.rand(5, count, generator=generator)
     theta = torch.zeros(count, 2, 3)
+    # grid_sample asks where each output pixel comes from, hence the inverse of the scale
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / (0.85 + 0.25 * uniform[0])
-    theta[:, :, 2] = 0.12 * (2 * uniform[1:3].T - 1)
+    theta[:, :, 2] = 0.12 * (2 * uniform[1:3].T - 1)  # in half sides: 6 % of the image
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # A blur: half the resolution and back
     low = F.interpolate(F.avg_pool2d(moved, 2), images.shape[-2:], mode="bilinear", align_corners=False)
     blur = (2 * uniform[3] - 1).clamp(min=0)[:, None, None, None]  # 0 for half of the images
     blurred = moved + blur * (low - moved)

@@ -48,7 +48,7 @@ def build(blocks: Sequence[np.ndarray], path: Path, trained: Path | None = None)
     index = None
     if trained is not None:
         index = faiss.read_index(str(trained))
-        index.reset()
+        index.reset()  # keeps the cells, drops the vectors
         if faiss.extract_index_ivf(index).nlist != cells:
             index = None
     if index is None:
@@ -87,7 +87,7 @@ class FaissIndex:
         faiss = _faiss()
         options: dict[str, Any] = {"nprobe": probes}
         if allowed is not None:
-            bits = np.packbits(allowed, bitorder="little")
+            bits = np.packbits(allowed, bitorder="little")  # one bit a row, as faiss reads them
             options["sel"] = faiss.IDSelectorBitmap(bits)
         found: np.ndarray = self.index.search(queries, count, params=faiss.SearchParametersIVF(**options))[1]
         return found

@@ -43,9 +43,8 @@ def group_duplicates(blocks: Sequence[np.ndarray], least: float, nearest: Neares
             queries = torch.from_numpy(block[at : at + _QUERIES].astype(np.float32))
             count = min(32, every)
             values, rows = nearest(queries, count)
-            while count < every and bool(
-                (values[:, -1] >= least).any()
-            ):  # the last one found is near enough: there may be more
+            # Where the last one found is near enough, there may be more
+            while count < every and bool((values[:, -1] >= least).any()):
                 count = min(4 * count, every)
                 values, rows = nearest(queries, count)
             for number, other in torch.nonzero((values >= least) & (rows >= 0)).tolist():

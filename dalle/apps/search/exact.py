@@ -58,6 +58,7 @@ def rescored(table: Table, queries: Tensor, candidates: np.ndarray, k: int) -> t
     """
     # The candidates were found by 8-bit vectors; the stored ones put them in the right order
     found = torch.from_numpy(candidates)
+    # -1 reads row 0, whose product is masked
     vectors = torch.from_numpy(table.vectors(candidates.clip(min=0).reshape(-1))).view(*candidates.shape, -1)
     products = torch.einsum("qd,qcd->qc", queries, vectors).masked_fill(found < 0, -torch.inf)
     best = products.topk(min(k, candidates.shape[1]))

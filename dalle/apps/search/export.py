@@ -31,6 +31,7 @@ def export(table: Table, path: Path, dimensions: int) -> int:
     with atomic_file(path) as part, parquet.ParquetWriter(part, schema) as writer:
         for batch, block in zip(table.batches, table.blocks, strict=True):
             ids = pa.array(range(start, start + len(block)), pa.int64())
+            # Where each list begins and ends
             ends = pa.array(range(0, (len(block) + 1) * dimensions, dimensions), pa.int32())
             flat = pa.array(block.astype("float32").reshape(-1))
             columns = [ids, pa.ListArray.from_arrays(ends, flat), *(batch.column(name) for name in _COLUMNS)]

@@ -40,9 +40,10 @@ class Filter:
         for name, sign, value in self.conditions:
             column = batch.column(name)
             if sign == "~":
-                holds = pc.match_substring(pc.utf8_lower(column), str(value).lower())
+                holds = pc.match_substring(pc.utf8_lower(column), str(value).lower())  # case does not count
             else:
                 holds = _COMPARED[sign](column, value)
+            # What is not known (null) does not hold
             allowed = operator.and_(
                 allowed, np.asarray(holds.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
             )

@@ -297,7 +297,7 @@ class ImageIndex:
     def hit(self, row: int, score: float = 1.0) -> Hit:
         """The image of a row, as a search with that score finds it."""
         found = self.table.row(row, ("path", "caption", "width", "height", "sha256"))
-        return Hit(score=min(score, 1.0), number=row, **found)
+        return Hit(score=min(score, 1.0), number=row, **found)  # rounding may exceed 1
 
 
 def _absolute(source: str | Path) -> str:

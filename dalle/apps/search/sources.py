@@ -103,7 +103,7 @@ def _items(source: Source) -> Iterator[Item | str]:
 def read_item(row: dict[str, object], source: Source) -> Record:
     """The record of a row of an index, to read its image again."""
     path, file, number = str(row["path"]), str(row["file"]), int(str(row["row"]))
-    if number < 0:
+    if number < 0:  # in a file of its own, or in a tar
         return Record(path, image=FileSpan(file, int(str(row["offset"])), int(str(row["size"]))))
     if is_hub_id(file):
         return hub_source(file, source.split, source.image, source.caption, None, False).rows().record(number)
@@ -150,7 +150,7 @@ def _of_file(file: Path, source: Source) -> Iterator[Item | str]:
 
 
 def _of_files(rows: IndexedRecords) -> Iterator[Item | str]:
-    stamp_of = cache(_stamp)
+    stamp_of = cache(_stamp)  # all images of a tar have one
     for number, key in enumerate(rows.keys):
         record = rows.record(number)
         if record.fault is not None:
@@ -171,7 +171,7 @@ def _of_table(file: Path, source: Source) -> Iterator[Item | str]:
 
 def _of_hub(source: Source) -> Iterator[Item | str]:
     rows = hub_source(source.path, source.split, source.image, source.caption, None, False).rows()
-    stamp = f"{source.split} {rows.table._fingerprint}"
+    stamp = f"{source.split} {rows.table._fingerprint}"  # changes with the data
     for row in range(len(rows)):
         yield Item(f"{source.path}/{source.split}/{row}", source.path, 0, -1, row, stamp, rows, row, 0)
 

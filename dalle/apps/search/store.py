@@ -191,6 +191,7 @@ def complete_file(folder: Path, file: tuple[str, int]) -> Path:
 
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make the files that `manifest` names the index, and remove those of before."""
+    # The file keeps the names that it had first
     content = {"near" if name == "ann" else name: value for name, value in asdict(manifest).items()}
     write_text(folder / NAME, json.dumps({"format": _FORMAT} | content, indent=1, ensure_ascii=False))
     # Only now: until index.json was replaced, readers opened the files of before

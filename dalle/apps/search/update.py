@@ -81,6 +81,7 @@ def update(
         if unknown:
             own = own or _checked(clip, folder, there)
             broken += _embed(folder, unknown, own, batch_size, workers, progress)
+        # With the segments that have just been written
         known = _StoredVectors(old, store.open_segments(folder, clip_hash))
         indexed = [item for item in items if item in known]
         if not indexed:
@@ -135,6 +136,7 @@ class _StoredVectors:
             for batch in table.batches:
                 columns = (batch.column(name).to_pylist() for name in ("file", "offset", "row", "stamp"))
                 for row, (file, offset, at, stamp) in enumerate(zip(*columns, strict=True), start):
+                    # Segments, which are newer, replace what the index has
                     self.places[identity(file, offset, at)] = stamp, number, row
                 start += batch.num_rows
             if table is old:
@@ -145,7 +147,7 @@ class _StoredVectors:
         return found is not None and found[0] == item.stamp
 
     def is_old(self, item: Item) -> bool:
-        return bool(self.before) and self.places[item.identity][1] == 0
+        return bool(self.before) and self.places[item.identity][1] == 0  # table 0 is the index, where there is one
 
     def facts(self, item: Item) -> tuple[dict[str, Any], np.ndarray]:
         """Size and hash of an image, and its vector, float16 [D]."""

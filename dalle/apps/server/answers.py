@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -15,14 +16,13 @@ from dalle.apps.server.bodies import ImagesBody
 from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
+from dalle.pipelines.familiarity import told
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
 _ANSWER = 4  # times --max-pixels, of all images of an answer that are enlarged: each takes time and memory to encode
-STREAM_HEADERS = {
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}  # or a proxy such as nginx would buffer events
+# Or a proxy such as nginx would buffer events
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Answers:
@@ -41,6 +41,13 @@ class Answers:
             message = f"size is {body.size}, of {files} images with previews: at most {_ANSWER * max_pixels:,} pixels"
             raise ApiError(f"{message} are answered with", "size")
         self.created = int(time.time())
+        self.notes = list(order.notes)
+
+    def tell(self, unfamiliar: Sequence[str]) -> None:
+        """Add a note of the words that the model has hardly seen in training."""
+        line = told(unfamiliar)
+        if line is not None and line not in self.notes:
+            self.notes.append(line)
 
     def encoded(self, image: Image.Image, seed: int) -> str:
         """The file of an image in base64; a PNG has its prompt, seed and options as metadata."""
@@ -95,11 +102,11 @@ class Answers:
 
     def _event(self) -> dict[str, Any]:
         common = self._common()
-        common["created_at"] = common.pop("created")
+        common["created_at"] = common.pop("created")  # the name in OpenAI's events
         return common
 
     def _notes(self) -> dict[str, list[str]]:
-        return {"notes": self.order.notes} if self.order.notes else {}
+        return {"notes": self.notes} if self.notes else {}
 
     def _usage(self) -> dict[str, Any]:
         """Text tokens read and image tokens generated, of all candidates."""

@@ -74,6 +74,7 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
+    # Added last, so outermost: nothing runs before its checks
     app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=worker.metrics)
     name = model_name(settings.model)
     drawing = Drawing(pipe, worker, settings)
@@ -128,6 +129,7 @@ def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: st
         "text_length": pipe.model.config.text_length,
         "sampling": {field: getattr(pipe.sampling, field) for field in pipe.sampling.__dataclass_fields__},
         "clip": pipe.clip is not None,
+        "negative": pipe.takes_negative,
         **there,
         "card": text,
         "limits": {

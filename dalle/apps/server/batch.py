@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from dalle.apps.server.metrics import Metrics
 from dalle.apps.server.queue import Job, Unit
 from dalle.generation.options import EngineOptions
 from dalle.images.transforms import to_image
+from dalle.pipelines.familiarity import unfamiliar_words
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.request import Request
 from dalle.pipelines.result import Result
@@ -27,6 +28,7 @@ from dalle.pipelines.text_to_image import TextToImage
 log = logging.getLogger("dalle.server")
 
 _REST = 235  # gray of the rows without codes, in a preview
+_KEPT_PROMPTS = 1000  # whose unfamiliar words are kept
 
 
 class _Interrupted(Exception):
@@ -47,10 +49,20 @@ class Host:
 
 
 class Batches:
-    """Runs batches. All rows of a batch are at the same token: kernels, masks and CUDA graphs know one position."""
+    """Runs batches whose rows are all at the same token, for models that know one position; see `RollingBatches`."""
 
     def __init__(self, pipe: TextToImage, engine: EngineOptions, metrics: Metrics, host: Host) -> None:
         self.pipe, self.engine, self.metrics, self.host = pipe, engine, metrics, host
+        self._words: dict[str, tuple[str, ...]] = {}  # prompt -> words that the model has hardly seen
+
+    def unfamiliar(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """The words of each prompt that the model has hardly seen in training; those of the last prompts are kept."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._words]
+        if len(self._words) > _KEPT_PROMPTS:
+            self._words.clear()
+            new = list(dict.fromkeys(prompts))
+        self._words.update(zip(new, unfamiliar_words(self.pipe.model, self.pipe.text_tokenizer, new), strict=True))
+        return [self._words[prompt] for prompt in prompts]
 
     def draw(self, units: list[Unit]) -> None:
         """Generate units of one lead; whatever happens, each is reported and its slot released."""
@@ -62,6 +74,7 @@ class Batches:
             except _Interrupted as broken:
                 units = self._left(units, broken)
             except Exception as error:
+                # One of several jobs may have caused it: drawn one by one, only that one fails
                 if not isinstance(error, Stopping) and len({unit.job for unit in units}) > 1:
                     log.warning("a batch of %d failed (%s); its jobs are drawn one by one", len(units), error)
                     for job in dict.fromkeys(unit.job for unit in units):
@@ -76,9 +89,10 @@ class Batches:
             else:
                 self.metrics.add("dalle_images_total", len(units))
                 self.metrics.add("dalle_drawing_seconds_total", time.perf_counter() - before)
-                for unit, result in zip(units, results, strict=True):
+                words = self.unfamiliar([unit.job.request.prompt for unit in units])
+                for unit, result, own in zip(units, results, words, strict=True):
                     self.host.release(unit)
-                    _notify(unit.job, Drawn(unit.index, result))
+                    notify_job(unit.job, Drawn(unit.index, result, own))
                 return
 
     def _left(self, units: list[Unit], broken: _Interrupted) -> list[Unit]:
@@ -110,6 +124,7 @@ class Batches:
         for unit in units:
             job = unit.job
             seed = job.request.seeds[unit.index]
+            # Units that go on from codes of their own are requests of their own
             if job in at and unit.index not in job.resumed:
                 requests[at[job]] = replace(requests[at[job]], seeds=(*requests[at[job]].seeds, seed))
             else:
@@ -140,14 +155,14 @@ class Batches:
             for number, at in enumerate(unit.job.previews):
                 if last < at <= settled:
                     share = settled / codes.shape[1]
-                    _notify(unit.job, Preview(unit.index, self._preview(unit, codes[row], settled), number, share))
+                    notify_job(unit.job, Preview(unit.index, self.preview(unit, codes[row], settled), number, share))
 
-    def _preview(self, unit: Unit, codes: Tensor, settled: int) -> Image.Image:
+    def preview(self, unit: Unit, codes: Tensor, settled: int) -> Image.Image:
         """The finished rows of codes [N], decoded; below them the init image, or gray."""
         pipe, given = self.pipe, _init_image(unit)
         rows, columns = pipe.image_tokenizer.grid
         pixels = pipe.image_tokenizer.decode(codes.view(1, rows, columns)).float()[0]  # [3, H, W]
-        edge = settled // columns * (pipe.image_size // rows)
+        edge = settled // columns * (pipe.image_size // rows)  # the first row of pixels without codes
         if given is not None and given.inpaint_mask is not None and given.image is not None:
             pixels = given.paste(pixels)
             pixels[:, edge:] = given.image.to(pixels.device)[:, edge:]
@@ -170,7 +185,8 @@ def _one(result: Result, place: int) -> Result:
     )
 
 
-def _notify(job: Job, event: Preview | Drawn) -> None:
+def notify_job(job: Job, event: Preview | Drawn) -> None:
+    """Send an event of a job, unless its client has left."""
     if not job.cancelled:
         notify(job.listener, event)
 

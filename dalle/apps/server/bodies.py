@@ -64,6 +64,8 @@ class ImagesBody(_SamplingBody):
     """Seed of the first image; image i has seed + i. Random if not given; the answer says it."""
     candidates: int | None = Field(None, ge=1)
     """Images to generate, of which CLIP chooses n, best first."""
+    negative: str | None = None
+    """Negative prompt, which guidance leads away from, of a model that takes one; its own if not given."""
 
     # Options of OpenAI's own models: accepted so that its clients work, and without effect
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None

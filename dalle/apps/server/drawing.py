@@ -68,9 +68,7 @@ class Drawing:
         Raises:
             ApiError: an option is out of range.
         """
-        if len(prompt) > self.settings.max_prompt:
-            message = f"prompt has {len(prompt):,} characters: at most {self.settings.max_prompt:,} are read"
-            raise ApiError(message, "prompt", code="string_above_max_length")
+        self._check_texts(prompt, body.negative)
         if body.n > self.settings.max_n:
             raise ApiError(f"n is {body.n}: at most {self.settings.max_n} images at a time", "n")
         if body.partial_images and not body.stream:
@@ -82,10 +80,24 @@ class Drawing:
         try:
             sampling = self.pipe.sampling.updated(**body.sampling())
         except ValueError as error:
-            raise ApiError(str(error), str(error).partition(" ")[0]) from None
-        request = Request(prompt, tuple(range(seed, seed + count)), sampling, init_image, scored=count > body.n)
+            raise ApiError(str(error), str(error).partition(" ")[0]) from None  # which begins with the option's name
+        seeds = tuple(range(seed, seed + count))
+        request = Request(prompt, seeds, sampling, init_image, scored=count > body.n, negative=body.negative)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
+        options |= {} if body.negative is None else {"negative": body.negative}
         return Order(request, body.n, options, body.partial_images, self._notes(prompt))
+
+    def _check_texts(self, prompt: str, negative: str | None) -> None:
+        for name, text in (("prompt", prompt), ("negative", negative or "")):
+            if len(text) > self.settings.max_prompt:
+                message = f"{name} has {len(text):,} characters: at most {self.settings.max_prompt:,} are read"
+                raise ApiError(message, name, code="string_above_max_length")
+        if negative is None:
+            return
+        try:
+            self.pipe.check_negative(negative)
+        except ValueError as error:
+            raise ApiError(str(error), "negative") from None
 
     def _candidates(self, body: ImagesBody) -> int:
         count = body.n if body.candidates is None else body.candidates
@@ -116,11 +128,13 @@ class Drawing:
         columns = self.pipe.image_tokenizer.grid[1]
         length = self.pipe.model.config.image_length
         given = order.request.init_image
+        # Codes that are known from the start on
         lead = 0 if given is None else int(given.known_mask.flatten().int().cumprod(0).sum())
         job = Job(
             order.request,
             http.state.client,
             lead,
+            # The listener runs in the worker's thread, which must not touch a queue of asyncio itself
             lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
             previews(order.previews, length, columns, lead),
         )
@@ -141,16 +155,17 @@ class Drawing:
         finally:
             self.worker.cancel(job)
 
-    async def results(self, http: HttpRequest, order: Order) -> Result:
-        """The images of an order, the best first where CLIP chooses.
+    async def results(self, http: HttpRequest, order: Order) -> tuple[Result, tuple[str, ...]]:
+        """The images of an order, the best first where CLIP chooses; and words that the model has hardly seen.
 
         Raises:
             ApiError: see `draw`; or the client has hung up.
         """
-        drawn: dict[int, Result] = {}
+        drawn: dict[int, Drawn] = {}
         async with contextlib.aclosing(self.draw(http, order)) as events:
             await unless_gone(http, _collect(events, drawn))
-        return Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
+        every = [drawn[index] for index in sorted(drawn)]
+        return Result.merged([one.result for one in every]).best(order.keep, distinct=True), every[0].unfamiliar
 
     async def decoded(self, texts: Sequence[str], param: str) -> list[Image.Image]:
         """Images in base64 or as data: URLs, decoded without holding up other requests meanwhile.
@@ -186,21 +201,21 @@ class Drawing:
             return submit()
         except Full as full:
             whose = "of yours wait already" if full.by_client else "wait already"
-            wait = full.waiting * self.worker.seconds_per_image
+            wait = full.waiting * self.worker.seconds_per_image  # until those before it are done
             message = f"{full.waiting} {what} {whose}, of {full.limit} that may: try again later"
             raise ApiError(message, status=429, code="rate_limit_exceeded", retry_after=min(wait, 120)) from None
         except Stopping as error:
             raise failure(error) from None
 
 
-async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Result]) -> None:
+async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Drawn]) -> None:
     async for event in events:
         if isinstance(event, Drawn):
-            drawn[event.index] = event.result
+            drawn[event.index] = event
 
 
 async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled if the client of the request, whose body has been read, hangs up.
+    """What `work` returns; it is canceled if the client of the request, whose body has been read, hangs up.
 
     Raises:
         ApiError: it has hung up; nobody will read this.
@@ -213,6 +228,7 @@ async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
             raise ApiError("the client has hung up", status=499)
         return await waiting
     finally:
+        # Both end here, whichever was first; `gather` waits until they have
         for task in (waiting, gone):
             task.cancel()
         await asyncio.gather(waiting, gone, return_exceptions=True)

@@ -34,6 +34,7 @@ class Drawn:
 
     index: int
     result: Result  # of this one image
+    unfamiliar: tuple[str, ...] = ()  # words of the prompt that the model has hardly seen in training
 
 
 @dataclass(frozen=True)

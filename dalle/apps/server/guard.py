@@ -109,6 +109,7 @@ class Guard:
             ApiError: a token is wanted, and this is none.
         """
         if not self.tokens:
+            # The last entry is what our own proxy has added; those before it are the client's word
             forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
             if self.settings.trust_proxy and forwarded:
                 return forwarded[:64]
@@ -121,13 +122,14 @@ class Guard:
         if kind.lower() != "bearer" or not any(fits):
             message = "no token given" if not token else "the token is wrong"
             raise ApiError(f"{message}: send Authorization: Bearer TOKEN", status=401, code="invalid_api_key")
-        return "token " + hashlib.sha256(given).hexdigest()[:12]
+        return "token " + hashlib.sha256(given).hexdigest()[:12]  # the log must not hold tokens
 
     def _check(self, request: Request) -> None:
         if self.running > self.settings.max_requests:
             raise ApiError(
                 f"{self.settings.max_requests} requests are running: try again later", status=429, retry_after=2
             )
+        # A length that is announced is refused at once; otherwise `_limited` counts what comes
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.settings.max_body:
             raise self._too_large()

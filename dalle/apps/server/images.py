@@ -121,12 +121,13 @@ class ImageRoutes:
         if self.settings.log_prompts:
             request.state.log["prompt"] = order.request.prompt
         if not body.stream:
-            result = await self.drawing.results(request, order)
+            result, unfamiliar = await self.drawing.results(request, order)
+            said.tell(unfamiliar)
             return JSONResponse(await run_in_threadpool(said.whole, result))  # encoding takes time at large sizes
         events = self.drawing.draw(request, order)
         try:
             first = await unless_gone(request, _next(events))  # an error until here gets a status of its own
-        except BaseException:
+        except BaseException:  # also if the request is canceled
             await events.aclose()
             raise
         return StreamingResponse(
@@ -154,7 +155,9 @@ class ImageRoutes:
                     yield await run_in_threadpool(said.partial, kind, *parts)
                 elif chosen:
                     drawn[event.index] = event.result
+                    said.tell(event.unfamiliar)
                 else:
+                    said.tell(event.unfamiliar)
                     yield await run_in_threadpool(said.completed, kind, event.result, 0)
                 try:
                     event = await _next(events)

@@ -49,7 +49,7 @@ class Metrics:
         bounds = self._bounds[name]
         with self._lock:
             row = self._histograms[name].setdefault(tuple(sorted(labels.items())), [0.0] * (len(bounds) + 2))
-            row[bisect_left(bounds, value)] += 1
+            row[bisect_left(bounds, value)] += 1  # the first bound that is not below it
             row[-1] += value
 
     def value(self, name: str) -> float:

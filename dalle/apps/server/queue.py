@@ -96,7 +96,7 @@ class FairQueue:
         """The next batch: at most `size` images, all of the lead of the one that has waited longest in its turn."""
         units: list[Unit] = []
         lead: int | None = None
-        turn = deque(self.clients)
+        turn = deque(self.clients)  # a copy, as clients move below
         while turn and len(units) < size:
             client = turn.popleft()
             jobs = self.clients[client]

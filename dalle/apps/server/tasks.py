@@ -44,7 +44,7 @@ class LongWork:
             first = await unless_gone(request, anext(events)) if stream else None
             if first is None:
                 return JSONResponse(await unless_gone(request, _last(events)))
-        except BaseException:
+        except BaseException:  # also if the request is canceled
             await events.aclose()
             raise
         return StreamingResponse(
@@ -55,6 +55,7 @@ class LongWork:
         """Events of the work; closing the generator cancels it."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Progress | Done | Failed] = asyncio.Queue()
+        # The listener runs in the worker's thread, which must not touch a queue of asyncio itself
         task = Task(http.state.client, work, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
         self.drawing.taken(lambda: self.drawing.worker.submit_task(task), "paintings, variations or blends")
         limit = self.drawing.settings.request_timeout

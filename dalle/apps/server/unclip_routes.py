@@ -86,7 +86,7 @@ class UnCLIPRoutes:
             step()
             with _between_passes(self.pipe, step):
                 images = make()
-            own = [seeds[min(number, len(seeds) - 1)] for number in range(len(images))]
+            own = [seeds[min(number, len(seeds) - 1)] for number in range(len(images))]  # frames of a blend share one
             data = [self._file(image, seed, options) for image, seed in zip(images, own, strict=True)]
             return {"created": int(time.time()), "data": data, "options": options}
 

@@ -199,6 +199,7 @@ class Worker:
                 self.task = self._tasks.popleft() if self._tasks else None
             if self.task is not None:
                 self._run_task(self.task)
+        # Whoever still waits when the thread ends must be answered
         for future, _ in self._calls:
             future.set_exception(Stopping())
         for listener in (*(job.listener for job in self.queue.jobs()), *(task.listener for task in self._tasks)):
@@ -259,7 +260,7 @@ class Worker:
                     return
                 future, function = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
-                continue
+                continue  # canceled while it waited
             try:
                 value = function()
             except Exception as error:

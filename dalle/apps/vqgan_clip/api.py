@@ -30,7 +30,7 @@ from dalle.models.clip import CLIP
 TOKENIZER = ROOT / "tokenizers" / "emoji-vqgan"
 CLIP_FOLDER = SHIPPED / "clip"
 
-Progress = Callable[[Painter, dict[str, float]], None]
+OnStep = Callable[[Painter, dict[str, float]], None]
 """Called after each step with the painter and the losses of the step."""
 
 
@@ -47,7 +47,7 @@ def paint(
     prompt: str = "",
     *,
     device: str | torch.device = "auto",
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     **options: Any,
 ) -> Painting:
     """Paint a prompt: optimize an image until CLIP finds that it fits (VQGAN+CLIP, arXiv 2204.08583).
@@ -170,10 +170,10 @@ def _canvas(
     device = tokenizer.last_layer.device
     if init is None and options.start == "codes":
         shape = (1, height // tokenizer.factor, width // tokenizer.factor)
-        codes = torch.randint(tokenizer.codebook_size, shape, generator=generator).to(device)
+        codes = torch.randint(tokenizer.codebook_size, shape, generator=generator).to(device)  # [1, h, w]
     else:
         image = start_image(options.start, height, width, generator) if init is None else init
-        codes = tokenizer.encode(image.to(device))
+        codes = tokenizer.encode(image.to(device))  # [1, h, w]
     return LatentCanvas(tokenizer, tokenizer.embed_codes(codes).float(), options.tile)
 
 

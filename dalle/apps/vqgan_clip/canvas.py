@@ -98,6 +98,7 @@ class LatentCanvas(Canvas):
     def render(self, values: Tensor) -> Tensor:
         """Quantize latents [1, C, h, w] with a straight-through gradient, and decode them."""
         quantized = self.tokenizer[0].embed_codes(self.codes(values)).float()
+        # Forward the vectors of the codes, backward as if nothing had been quantized
         straight_through = values + (quantized - values).detach()
         return clamp_with_grad(decode_in_tiles(self.tokenizer[0], straight_through, self.tile), 0.0, 1.0)
 
@@ -166,8 +167,8 @@ class FourierCanvas(Canvas):
 
     def render(self, values: Tensor) -> Tensor:
         """Inverse Fourier transform, color basis and sigmoid."""
-        spectrum = torch.view_as_complex(values.contiguous()) * self.scale
-        x = torch.fft.irfft2(spectrum, s=self.resolution, norm="ortho")
+        spectrum = torch.view_as_complex(values.contiguous()) * self.scale  # [1, 3, H, W // 2 + 1]
+        x = torch.fft.irfft2(spectrum, s=self.resolution, norm="ortho")  # [1, 3, H, W]
         return torch.einsum("bkhw,kc->bchw", x, self.colors).sigmoid()
 
     def encode(self, image: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def start_image(kind: str, height: int, width: int, generator: torch.Generator) 
     if kind in makers:
         return makers[kind]()
     coarse = torch.rand(1, 3, max(2, height // 8), max(2, width // 8), generator=generator)
-    return 0.5 + 0.5 * (_upsample(coarse, height, width) - 0.5)
+    return 0.5 + 0.5 * (_upsample(coarse, height, width) - 0.5)  # half the contrast, around gray
 
 
 def _upsample(coarse: Tensor, height: int, width: int) -> Tensor:

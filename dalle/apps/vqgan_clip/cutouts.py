@@ -46,6 +46,7 @@ class Cutouts:
     def __call__(self, image: Tensor) -> Tensor:
         """An image [1, 3, H, W] in [0, 1] to [count, 3, side, side], with gradients; noise may leave [0, 1]."""
         whole = {kind: self._whole_image(image, kind) for kind in set(self.kinds) - {"random"}}
+        # The kinds in turn: [count, 3, side, side]
         cutouts = torch.cat([self._random_crop(image) if kind == "random" else whole[kind] for kind in self.kinds])
         return cutouts if self.augment is None else self.augment(cutouts)
 

@@ -100,6 +100,7 @@ class Painter:
         """Cutouts of the image for each CLIP; they are random by the seed and the step alone."""
         devices = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
+            # Differs for all seeds, up to a million steps
             torch.manual_seed((self.options.seed * 1_000_003 + self.step) % 2**63)
             return [objective.cutouts(image.to(objective.device)) for objective in self.objectives]
 
@@ -112,7 +113,7 @@ class Painter:
         leaf = cutouts.detach().requires_grad_()
         total = 0.0
         for part in leaf.split(self.options.cutout_batch or len(leaf)):
-            distance = objective.distance(part, phase) * (len(part) / len(leaf))
+            distance = objective.distance(part, phase) * (len(part) / len(leaf))  # in sum the mean over all cutouts
             (distance / len(self.objectives)).backward()  # the loss is the mean over CLIPs
             total += float(distance.detach())
         assert leaf.grad is not None

@@ -43,7 +43,7 @@ def save_state(painter: Painter, path: Path) -> None:
     tensors = {name: getattr(painter.canvas, attribute).detach() for attribute, name in _CANVAS_TENSORS.items()}
     if painter.mask is not None and painter.known_image is not None:
         tensors |= {_MASK: painter.mask, _KNOWN_IMAGE: painter.known_image}
-    optimizer_state = painter.optimizer.state.get(painter.canvas.values, {})
+    optimizer_state = painter.optimizer.state.get(painter.canvas.values, {})  # {} before the first step
     tensors |= {_OPTIMIZER + name: value.detach() for name, value in optimizer_state.items()}
     content = {
         "options": to_dict(painter.options),
@@ -129,6 +129,7 @@ def restore(painter: Painter, state: State) -> None:
     # Another optimizer starts without the moments of the one before
     if state.optimizer and painter.options.optimizer == state.options["optimizer"]:
         groups = painter.optimizer.state_dict()["param_groups"]
+        # 0 is its only parameter
         painter.optimizer.load_state_dict({"state": {0: state.optimizer}, "param_groups": groups})
     painter.step, painter.steps_since_reset = state.step, state.steps_since_reset
 

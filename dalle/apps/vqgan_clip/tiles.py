@@ -32,6 +32,7 @@ def decode_in_tiles(tokenizer: ImageTokenizer, latents: Tensor, tile: int) -> Te
             part = latents[:, :, top : top + side, left : left + side]
             decoded = checkpoint(tokenizer.decode_latents, part, use_reentrant=False)
             rows, columns = decoded.shape[2:]
+            # Blending weights [rows, columns], small at the borders
             weight = (_ramp(rows, overlap * factor)[:, None] * _ramp(columns, overlap * factor)).to(decoded)
             right, bottom = (width - left) * factor - columns, (height - top) * factor - rows
             padding = (left * factor, right, top * factor, bottom)
@@ -46,6 +47,7 @@ def tile_starts(length: int, side: int, overlap: int) -> list[int]:
     if length <= side:
         return [0]
     count = -(-(length - overlap) // (side - overlap))
+    # Evenly spaced, the last at the end
     return [round(index * (length - side) / (count - 1)) for index in range(count)]
 
 

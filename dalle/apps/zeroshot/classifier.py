@@ -165,7 +165,7 @@ class ZeroShotClassifier:
             float32 [B, L], or [B, L + 1] with none. Rows sum to 1, except with a SigLIP: its labels have independent
             probabilities, and none is that all of them are wrong.
         """
-        cosines = image_embeds @ self.label_embeds.T
+        cosines = image_embeds @ self.label_embeds.T  # [B, L]
         if self.clip.config.sigmoid:
             of_labels = self.clip.probabilities(cosines)
             none = (1 - of_labels).prod(dim=-1, keepdim=True)

@@ -58,6 +58,7 @@ _RULES_META = (
     (r"norm\.weight", "transformer.norm.weight"),
     (r"output\.weight", "head"),
 )
+# Image tokenizer, rotary frequencies
 _DROPPED = r"model\.vqmodel\..+|rope\.freqs|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 
@@ -101,7 +102,7 @@ def _load(files: llama.Files, lumina: bool) -> llama.LanguageModel:
     )
     model = read(files.tensors, settings, words, rows, files.given, lumina=lumina)
     file = next((folder / name for name in _VQ_NAMES if (folder / name).is_file()), None)
-    images = None if file is None else read_image_tokenizer(file)
+    images = None if file is None else read_image_tokenizer(file)  # others are fetched
     return llama.LanguageModel(model, words, LUMINA_SAMPLING if lumina else SAMPLING, images, IMAGES)
 
 
@@ -138,6 +139,7 @@ def read(
             own = llama.take(tensors, name, rules)
             state[name] = _per_head(own, transformer.heads, transformer.head_width, meta)
     codes = code_ids(words.vocabulary)
+    # Both have rows for words and codes. Prompts read the whole table; images need the codes' rows of either
     table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
     del state["head"]
     if int(codes.max()) >= min(len(table), len(head)):
@@ -159,6 +161,7 @@ def read(
         rope_base=base,
         pad_id=words.pad_id,
         padding="left",
+        # Lumina-mGPT: begin of image and its size. Anole: begin of text and begin of image
         null_ids=words.end[1:] if lumina else (words.id_of(_BEGIN), words.id_of(_IMAGE)),
         text_head=False,
         head_bias=False,
@@ -180,6 +183,7 @@ def text_tokenizer(content: bytes, words: int, lumina_rows: int | None = None) -
     template, end = "{}", [_TURN, _IMAGE]
     if lumina_rows is not None:
         if lumina_rows % 2:
+            # Sizes are counted in cells of two codes
             raise ValueError(f"grid is {lumina_rows}; a Lumina-mGPT draws an even number of rows of image tokens")
         template = _LUMINA_TEMPLATE.format(size=lumina_rows * _CELL)
         end += [f"<reserved{_NUMBERS + lumina_rows // 2:05d}>"] * 2  # in cells of 32 pixels, height and width

@@ -74,7 +74,7 @@ _NAMES_HF = (
     (r"vision_model\.embeddings\.patch_embedding\.weight", "vision.patches.weight"),
     (r"vision_model\.embeddings\.class_embedding", "vision.class_token"),
     (r"vision_model\.embeddings\.position_embedding\.weight", "vision.positions"),
-    (r"vision_model\.pre_layrnorm\.(.+)", r"vision.norm.\1"),
+    (r"vision_model\.pre_layrnorm\.(.+)", r"vision.norm.\1"),  # sic
     (r"vision_model\.post_layernorm\.(.+)", r"vision.transformer.norm.\1"),
     (r"visual_projection\.weight", "vision.projection.weight"),
     (r"text_model\.embeddings\.token_embedding\.weight", "text.tokens.weight"),
@@ -153,6 +153,7 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
         state["logit_scale"] = tensors["logit_scale"].reshape(())
     elif config.missing is not None:  # a tower alone has none, and compares nothing
         state["logit_scale"] = initial_scale_and_bias(config)[0]
+    # Told by numbers among the tensors
     names = _HUGGING_FACE if hugging_face else _OPENAI if _is_archive(published) else _OPEN_CLIP
     return Published(*names, config, state, left_out, rules)
 
@@ -172,12 +173,13 @@ def _read_image(
     shape(tensors, "vision.projection.weight", 2)
     if clip_resnet.is_of(published):
         state, resnet, size = clip_resnet.convert(tensors)
+        # A ResNet reduces images 32 times
         embed_dim = state["vision.projection.weight"].shape[0]
         return state, {"resnet": resnet, "image_size": size, "patch_size": 32, "embed_dim": embed_dim}
     state = _upright(tensors, "vision", published)
     patch = shape(tensors, "vision.patches.weight", 4)[-1]
     return state, {
-        "image_size": patch * square(shape(tensors, "vision.positions")[0] - 1)[0],
+        "image_size": patch * square(shape(tensors, "vision.positions")[0] - 1)[0],  # but for the class token
         "patch_size": patch,
         "vision": _tower(tensors, "vision", _activation(published, settings, given), settings, given),
         "embed_dim": state["vision.projection.weight"].shape[0],
@@ -196,6 +198,7 @@ def _read_text(
         )
     if xlm_roberta.is_of(published):
         state, text, length = xlm_roberta.convert(tensors, settings.get("text_cfg") or {}, given.get("text_heads"))
+        # eos_id 2 is the end token of XLM-R
         options: dict[str, Any] = {"towers": "xlm_roberta", "text": text, "text_length": length, "eos_id": 2}
     else:
         state = _upright(tensors, "text", published)

@@ -47,11 +47,11 @@ def convert(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor | LazyTenso
         ValueError: a tensor is missing.
     """
     layers = tuple(count(tensors, rf"vision\.stage\.{stage}\.(\d+)\.") for stage in range(1, 5))
-    first = [sum(layers[:stage]) for stage in range(4)]
+    first = [sum(layers[:stage]) for stage in range(4)]  # number of each stage's first block
     state: dict[str, Tensor | LazyTensor] = {}
     for name, tensor in tensors.items():
         place = name.removesuffix(".weight")
-        if f"{place}.norm.weight" not in tensors:
+        if f"{place}.norm.weight" not in tensors:  # no norm follows: pooling and its projection
             if ".norm." not in name:
                 state[name] = tensor
             continue
@@ -79,7 +79,7 @@ def _folded(tensors: Mapping[str, Tensor], place: str) -> tuple[LazyTensor, Lazy
     weight, bias, mean, variance = parts[1:]
 
     def factor() -> Tensor:
-        return weight.float() * (variance.float() + _EPS).rsqrt()
+        return weight.float() * (variance.float() + _EPS).rsqrt()  # gain / standard deviation
 
     def folded_kernel() -> Tensor:
         return kernel.float() * factor().view(-1, 1, 1, 1)

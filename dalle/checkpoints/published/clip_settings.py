@@ -51,6 +51,7 @@ def read_settings(source: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     kind = config.get("model_type", "clip")
     if kind in _SINGLE:  # one tower, whose options are not in a section
+        # What transformers leaves out equals the defaults of its class
         settings[_SINGLE[kind]] = config.get("num_attention_heads", 8 if kind == "clip_text_model" else 12)
         settings["activation"] = config.get("hidden_act", "quick_gelu")
     elif kind != "clip":

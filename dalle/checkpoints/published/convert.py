@@ -77,7 +77,7 @@ def convert(
         return unclip
     if prior is not None:
         raise ValueError(f"prior is for an unCLIP, and {source} is none: leave it out")
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # for tokenizers that are saved on the way
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dalle-convert-")))
         if stage == "dalle":
             model = read_model(path, None, given)
@@ -168,7 +168,7 @@ def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch
     else:
         found = model.image_tokenizer if images is None else read_image_tokenizer(resolve(images))
         if found is not None:
-            found = resize_tokenizer(found, model.model.config.grid[0])
+            found = resize_tokenizer(found, model.model.config.grid[0])  # for this model's grid
             parts["image_tokenizer"] = scratch / "image_tokenizer"
             _write(parts["image_tokenizer"], "image_tokenizer", found, summary(found), "", None, {}, {})
     read: TextTokenizer | None = model.text_tokenizer
@@ -190,7 +190,7 @@ def _write(
     parts: Mapping[str, Path],
     more: Mapping[str, Any],
 ) -> None:
-    found.check(without_weights(found.config), source)
+    found.check(without_weights(found.config), source)  # before anything is written
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source, summary=description)

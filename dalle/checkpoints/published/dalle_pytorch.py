@@ -29,7 +29,7 @@ from dalle.models.transformer_config import TransformerConfig
 
 FAMILY = "DALLE-pytorch"
 LICENSE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"
-_KERNEL = 5
+_KERNEL = 5  # side of the conv_like window
 _MASKS = ("axial_row", "axial_col", "conv_like")
 _BRANCH = r"transformer\.layers\.layers\.(\d+)\.{}\."
 _RULES = (
@@ -51,6 +51,7 @@ _RULES = (
     ),
     (_BRANCH.format(0) + r"to_qkv\.weight", r"transformer.blocks.\1.attention.qkv.weight"),
     (_BRANCH.format(0) + r"to_out\.0\.(.+)", r"transformer.blocks.\1.attention.out.\2"),
+    # net.1 is the GEGLU, net.2 a dropout: neither has weights
     (_BRANCH.format(1) + r"net\.0\.(.+)", r"transformer.blocks.\1.feed_forward.up.\2"),
     (_BRANCH.format(1) + r"net\.3\.(.+)", r"transformer.blocks.\1.feed_forward.down.\2"),
 )
@@ -83,8 +84,8 @@ def read(tree: dict[str, Any]) -> Published:
     length, depth, heads = options["text_seq_len"], options["depth"], options.get("heads", 8)
     rotary, sandwich = "pos_emb" in tensors, "transformer.blocks.0.attention_end.0.weight" in tensors
     grid = _grid(tensors, length)
-    prefix = length + 1
-    inputs = prefix + grid[0] * grid[1] - 1
+    prefix = length + 1  # with the begin token
+    inputs = prefix + grid[0] * grid[1] - 1  # the last image token is never read
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     words = _text_vocab(tensors, options, length)
     _split_logits(state, tensors, words)
@@ -98,12 +99,12 @@ def read(tree: dict[str, Any]) -> Published:
         del state["pos_emb"]
     else:
         for name in ("row_position", "column_position"):
-            state[name] = tensors[name][0]
+            state[name] = tensors[name][0]  # without a leading dimension of 1
     kinds = _kinds(options, depth)
     tables = [kind for kind in _MASKS if kind in kinds]
     if tables:
         old = _version(tree.get("version")) < (1, 5)
-        made = [mask(kind, prefix, grid[0], old)[:inputs, :inputs] for kind in tables]
+        made = [mask(kind, prefix, grid[0], old)[:inputs, :inputs] for kind in tables]  # without the last query and key
         state["masks"] = torch.stack(made)
     config = DALLEConfig(
         transformer=TransformerConfig(
@@ -138,6 +139,7 @@ def read(tree: dict[str, Any]) -> Published:
 def _without_wrappers(name: str) -> str:
     """A published name without wrappers, and with reversible layers named like the others."""
     name = re.sub(r"(\.fn)+(?=\.)", "", name)
+    # RevNet's f and g: attention and feed-forward
     return re.sub(
         r"^transformer\.layers\.blocks\.(\d+)\.([fg])\.net\.",
         lambda match: f"transformer.layers.layers.{match[1]}.{'fg'.index(match[2])}.",
@@ -165,7 +167,7 @@ def _split_logits(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tens
     for kind in ("weight", "bias"):
         shape(tensors, f"to_logits.{kind}")
         both = tensors[f"to_logits.{kind}"]
-        state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]
+        state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]  # text first
         del state[f"to_logits.{kind}"]
     for part in ("text", "image"):
         state.setdefault(f"{part}_embedding.weight", state[f"{part}_head.weight"])
@@ -230,6 +232,7 @@ def mask(kind: str, prefix: int, side: int, old: bool = False) -> Tensor:
     window of 5 x 5 with the query in its lower right corner or (`old`, before 1.5) in its center.
     """
     position = torch.arange(prefix + side**2)
+    # Of text tokens too, where it means nothing and is masked below
     cell = (position - prefix).clamp(min=0)
     down = (cell // side)[:, None] - (cell // side)[None]
     across = (cell % side)[:, None] - (cell % side)[None]
@@ -243,4 +246,4 @@ def mask(kind: str, prefix: int, side: int, old: bool = False) -> Tensor:
     else:
         visible = (down >= 0) & (down < _KERNEL) & (across >= 0) & (across < _KERNEL)
     causal = position[:, None] >= position[None]
-    return causal & (text[None] | visible | text[:, None])
+    return causal & (text[None] | visible | text[:, None])  # of text queries, text keys only, as images come later

@@ -44,12 +44,13 @@ def read(options: Any, tensors: Mapping[str, Tensor]) -> Published:
     if type(size) is not int:
         raise ValueError(f"its image_size is {size!r:.60}, expected an integer: give a complete checkpoint")
     codes, width = shape(tensors, "codebook.weight", 2)
-    last = count(tensors, r"encoder\.(\d+)\.weight") - 1
+    last = count(tensors, r"encoder\.(\d+)\.weight") - 1  # the last one makes the logits
     config = DiscreteVAEConfig(
         image_size=size,
         codebook_size=codes,
         code_channels=width,
         layers=count(tensors, r"encoder\.(\d+)\.0\.weight"),
+        # Plain convolutions have no `net`
         blocks=sum(f"encoder.{layer}.net.0.weight" in tensors for layer in range(last)),
         hidden=shape(tensors, "encoder.0.0.weight", 4)[0],
         normalised=normalization is not None,

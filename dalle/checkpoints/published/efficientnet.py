@@ -66,10 +66,10 @@ class EfficientNetLite0(nn.Module):
         if images.shape[-2:] != (SIDE, SIDE):
             images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         x = (images * 255 - 127) / 128  # the normalization of its training
-        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))  # [B, 32, 64, 64]
         for block in self.blocks:
             x = block(x)
-        return F.relu6(self.head(x)).mean((2, 3))
+        return F.relu6(self.head(x)).mean((2, 3))  # [B, 1280]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the stages with 16, 24, 40 and 112 channels, at 1/2 to 1/16 resolution; differentiable.
@@ -113,6 +113,7 @@ class _SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
+        # So that the output has ceil(size / stride) rows
         pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]]
         top, left = pads[0] // 2, pads[1] // 2
         return super().forward(F.pad(x, (left, pads[1] - left, top, pads[0] - top)))
@@ -157,7 +158,7 @@ def _fold_batch_norms(published: Mapping[str, Tensor], source: str) -> dict[str,
             raise ValueError(f"{source} has no tensor {error}: give the weights of EfficientNet-Lite0") from None
         # bn(conv(x)) = gain * (w x - mean) / sqrt(variance + eps) + bias is a convolution too.
         scale = gain / (variance + _EPS).sqrt()
-        tensors[f"{ours}.weight"] = weight * scale[:, None, None, None]
+        tensors[f"{ours}.weight"] = weight * scale[:, None, None, None]  # [O, I, k, k]
         tensors[f"{ours}.bias"] = bias - mean * scale
     return tensors
 

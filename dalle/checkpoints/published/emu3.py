@@ -107,6 +107,7 @@ def read(
     Raises:
         ValueError: they are of something else, or incomplete.
     """
+    # The patterns are of literal names, so without backslashes they are the names
     front, end = next(
         (layout for layout in _LAYOUTS if layout[0].replace("\\", "") + ".embed_tokens.weight" in published),
         _LAYOUTS[0],
@@ -114,6 +115,7 @@ def read(
     rules = (*llama.rules(front), (rf"{end}\.weight", "head"))
     tensors, dropped = rename_tensors(published, rules, _DROPPED, recognized=True)
     blocks = llama.Blocks(rules, eps=1e-5, rope_base=1e6)
+    # transformers nests the language model's part
     own = llama.section(settings, "text_config") or settings
     state, transformer, base = llama.fuse(tensors, own, given, blocks)
     table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
@@ -152,6 +154,7 @@ def text_tokenizer(words: Words, rows: int) -> JSONTokenizer:
         ValueError: it is another tokenizer.
     """
     size = _SIZE.format(rows=rows)
+    # Codes come last: a prompt's ids are below them
     config = JSONTokenizerConfig(
         vocab_size=int(words.codes.min()),
         pad=_PAD,
@@ -175,6 +178,7 @@ def read_words(folder: Path) -> Words:
         vision = find_json(folder, _VISION).decode(errors="replace").split("\n")
         names = [*_SPECIAL, *(line.strip("\r") for line in vision if line.strip())]
         kept = [name for name in names if not _CODE.fullmatch(name)]
+        # Codes must be the last ids, as the words' table is cut before them
         if names[: len(kept)] != kept:
             raise ValueError(f"{folder / _VISION} has other tokens behind those of image codes: fetch it again")
         content = tiktoken.to_json(find_json(folder, _TIKTOKEN), kept)

@@ -55,10 +55,10 @@ def read(published: Mapping[str, Tensor], rows: int | None = None) -> Published:
     Raises:
         ValueError: they are of something else, or incomplete.
     """
-    theirs = any(name.startswith("encoder.down_block.") for name in published)
+    theirs = any(name.startswith("encoder.down_block.") for name in published)  # transformers' layout
     config = _config(published, "encoder.down_block.down" if theirs else "encoder.down", rows)
     tensors, rules, others = fold(published, _parts(config, theirs))
-    dropped = [name for name in published if name.endswith(".num_batches_tracked")]
+    dropped = [name for name in published if name.endswith(".num_batches_tracked")]  # counters of batch norms
     unknown = [name for name in others if name not in dropped]
     if unknown:
         raise ValueError(f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no tokenizer of Emu3")
@@ -80,6 +80,7 @@ def _config(published: Mapping[str, Tensor], down: str, rows: int | None) -> Emu
         raise ValueError("its latents or levels have other channels than those of Emu3's tokenizer")
     if count(published, r"encoder\.time_conv\.(\d+)\.") != _STEPS:
         raise ValueError("it does not take 4 frames to 1, as Emu3's tokenizer does")
+    # Each level but the last halves the side
     return Emu3VQConfig(
         image_size=_SIZE if rows is None else rows * 2 ** (levels - 1),
         channels=channels,
@@ -101,6 +102,7 @@ def _parts(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
             yield from _stack(f"{side}_stack.{block}", f"{side}.time_res_stack.{block}")
         for step in range(_STEPS):
             kernel = _last if side == "decoder" else (_two_frames, _one_frame)[step]
+            # The first step makes two frames side by side, each with the bias
             bias = _twice if side == "encoder" and not step else same
             yield from conv(f"{side}_time.{step}", f"{side}.time_conv.{step}.conv.conv", kernel, bias)
     yield from plain([("encoder.norm_out", "encoder.norm_out")])
@@ -115,11 +117,13 @@ def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
     blocks, before = [], config.channels
     for level, width in enumerate(config.encoder().widths):
         for block in range(config.blocks):
+            # The last says whether widths differ: then there is a shortcut
             blocks.append((f"encoder.down.{level}.block.{block}", f"{down}.{level}.block.{block}", before != width))
             before = width
         if level < last:
             yield from plain([(f"encoder.down.{level}.resample.conv", f"{down}.{level}.downsample.conv")])
     mid = "encoder.middle_block" if theirs else "encoder.mid"
+    # 1 is attention, between them
     blocks += [(f"encoder.mid.{2 * number}", f"{mid}.block_{number + 1}", False) for number in range(2)]
     for ours, name, wider in blocks:
         parts = ("norm1", "conv1", "norm2", "conv2", *(("nin_shortcut",) if wider else ()))
@@ -140,7 +144,7 @@ def _decoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
     widths, number = config.encoder().widths, 0
     before = widths[-1]
     for level in range(last, -1, -1):  # in the order in which they run
-        for block in range(config.blocks + 1):
+        for block in range(config.blocks + 1):  # one more than the encoder has
             blocks.append((f"decoder.up.{number}", f"{up}.{level}.block.{block}", before != widths[level]))
             before, number = widths[level], number + 1
             if level == last:
@@ -179,7 +183,7 @@ def _stack(ours: str, theirs: str) -> Iterator[Part]:
         [f"{theirs}.{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
         for norm in ("norm1", "norm2")
     )
-    yield f"{ours}.scale", norm1, lambda weight, bias, mean, var: _scale(weight, var)[:, None, None]
+    yield f"{ours}.scale", norm1, lambda weight, bias, mean, var: _scale(weight, var)[:, None, None]  # [C, 1, 1]
     yield f"{ours}.shift", norm1, lambda *norm: _shift(*norm)[:, None, None]
     conv1 = f"{theirs}.conv1.conv"
     yield (

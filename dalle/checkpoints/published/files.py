@@ -38,7 +38,7 @@ def weights_file(source: Path) -> Path:
     Raises:
         ValueError: there is none, or there are several.
     """
-    if not source.is_dir():
+    if not source.is_dir():  # a file
         _reject_gguf(source)
         return source
     for name in _NAMES:
@@ -66,7 +66,7 @@ def _reject_gguf(file: Path) -> None:
     """
     if not file.is_file():
         return
-    with file.open("rb") as handle:
+    with file.open("rb") as handle:  # its magic number
         if handle.read(4) == b"GGUF":
             raise ValueError(f"{file} is a GGUF file (llama.cpp), which is not supported: {_ORIGINAL}")
 
@@ -91,7 +91,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise ValueError(f"{file.parent} has no {file.name} that can be read: fetch it again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds no settings: fetch it again")
@@ -117,6 +117,7 @@ def _shards(index: Path) -> list[Path]:
         ValueError: it is no index, leads out of its folder, or a shard is missing.
     """
     try:
+        # Each once, in the order of their numbers
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not an index of shards: download it again") from error

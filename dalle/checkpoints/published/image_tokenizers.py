@@ -42,7 +42,7 @@ def read_image_tokenizer(source: Path) -> Published:
         own = _of_model(source)
         if own is not None:
             return own
-        checkpoints = [path for path in files if path.suffix in PICKLES and path.suffix != ".pkl"]
+        checkpoints = [path for path in files if path.suffix in PICKLES and path.suffix != ".pkl"]  # .pkl is OpenAI's
         if len(checkpoints) == 1:
             tree = read_pickled(checkpoints[0])
             if discrete_vae.is_of(tree):
@@ -79,6 +79,7 @@ def tokenizer_of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -
     if "codebook.weight" in own:
         return discrete_vae.read(options, own)
     if any(name.startswith("enc.blocks.") for name in own):
+        # DALLE-pytorch's wrapper of OpenAI's dVAE
         parts = {"encoder": "enc.", "decoder": "dec."}
         return openai_dvae.of_tensors(
             {
@@ -86,6 +87,7 @@ def tokenizer_of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -
                 for part, prefix in parts.items()
             }
         )
+    # Its wrapper of taming's VQGANs
     inner = {name.removeprefix("model."): value for name, value in own.items() if name.startswith("model.")}
     return vqgan.read(inner, _IMAGE_SIZE) if inner else None
 
@@ -98,6 +100,7 @@ def resize_tokenizer(found: Published, rows: int) -> Published:
         return found
     changed: dict[str, Any] = {"image_size": size}
     if isinstance(config, VQGANConfig):
+        # The same levels attend, whose resolutions follow the size
         changed["attention_resolutions"] = [r * size // config.image_size for r in config.attention_resolutions]
     return replace(found, config=replace(config, **changed))
 

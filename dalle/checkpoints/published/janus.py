@@ -27,7 +27,7 @@ from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "a Janus of DeepSeek"
 LICENSE = "weights DeepSeek Model License, code MIT (github.com/deepseek-ai/Janus, LICENSE-MODEL and LICENSE-CODE)"
-SAMPLING = SamplingConfig(guidance=5.0)
+SAMPLING = SamplingConfig(guidance=5.0)  # cfg_weight of the project's generation_inference.py
 _ROWS = 24  # 384 pixels
 _BEGIN, _PAD, _IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
 _FOLDED = ("image.codes", "image.up.weight", "image.up.bias", "image.down.weight", "image.down.bias")
@@ -115,6 +115,7 @@ def read(published: dict[str, Tensor], settings: Mapping[str, Any], pad_id: int,
         text_head=False,
         head_hidden=True,
     )
+    # The image tokenizer is read apart, so it is not left out
     kept = [name for name in dropped if not re.fullmatch(r"(gen_vision_model|model\.vqmodel)\..+", name)]
     return Published(FAMILY, LICENSE, config, state, kept, rules)
 
@@ -137,10 +138,12 @@ def image_tokenizer(published: Mapping[str, Tensor], rows: int | None = None) ->
     }
     if not own:
         return None
+    # transformers' names of the same network
     if not any(".conv_blocks." in name for name in own):
         for pattern, replacement in _VQ_HF:
             own = {re.sub(pattern, replacement, name): tensor for name, tensor in own.items()}
     levels = len({match[1] for name in own if (match := re.match(r"encoder\.conv_blocks\.(\d+)\.", name))})
+    # In pixels: each level but the last halves the side
     found = vqgan.read(own, (_ROWS if rows is None else rows) * 2 ** max(levels - 1, 0))
     return replace(found, family="the image tokenizer of a Janus", license=LICENSE)
 
@@ -165,6 +168,7 @@ def text_tokenizer(content: bytes, words: int, plain: bool) -> JSONTokenizer:
         strip=True,
     )
     tokenizer = JSONTokenizer(config, content)
+    # Refuses a tokenizer that does not know it
     tokenizer.id_of(_IMAGE)
     return tokenizer
 
@@ -189,7 +193,7 @@ def _folded(codes: Tensor, *layers: Tensor) -> LazyTensor:
         up, up_bias, down, down_bias = (layer.float() for layer in layers)
         made = F.linear(F.gelu(F.linear(codes.float(), up, up_bias)), down, down_bias)
         for tensor in (codes, *layers):
-            drop_pages(tensor)
+            drop_pages(tensor)  # what is mapped is not read again
         return made
 
     return LazyTensor(size, torch.float32, make)

@@ -65,7 +65,7 @@ def read_latent_decoder(folder: Path) -> Published:
         unet=shapes,
         embed_dim=dim,
         context_width=context,
-        image_tokens=rows // context,
+        image_tokens=rows // context,  # one row of the projection gives all tokens
         learned_variance=shape(stored, "conv_out.weight", 4)[0] == 2 * channels,
     )
     return _published(folder, config, stored, tensors, published)
@@ -86,6 +86,7 @@ def read_movq(folder: Path) -> Published:
     widths, latents = settings.get("block_out_channels") or [0], settings.get("latent_channels", 3)
     if not widths[0] or any(width % widths[0] for width in widths) or settings.get("vq_embed_dim", latents) != latents:
         raise ValueError(f"{folder / 'config.json'} has other channels than MoVQ of Kandinsky: {widths}, {latents}")
+    # Attention at the coarsest level only
     kinds = ["DownEncoderBlock2D"] * (len(widths) - 1) + ["AttnDownEncoderBlock2D"]
     if settings.get("down_block_types") != kinds:
         raise ValueError(f"{folder / 'config.json'} has blocks {settings.get('down_block_types')}, expected {kinds}")
@@ -106,6 +107,7 @@ def read_movq(folder: Path) -> Published:
             sources = [f"{theirs}.{part}.{kind}" for part in ("to_q", "to_k", "to_v")]
             published[f"{ours}.qkv.{kind}"] = " and ".join(sources)
             if all(source in stored for source in sources):
+                # Kernels of one pixel, as matrices
                 tensors[f"{ours}.qkv.{kind}"] = concat_lazy(
                     *(stored[source].flatten(1) if kind == "weight" else stored[source] for source in sources)
                 )
@@ -120,6 +122,7 @@ def _published(
     published: Mapping[str, str],
     dropped: list[str] | None = None,
 ) -> Published:
+    # Fused ones have several sources
     taken = {name for names in published.values() for name in names.split(" and ")} | set(dropped or [])
     left = sorted(set(stored) - taken)
     if left:
@@ -186,6 +189,7 @@ def _encoder_blocks(config: MoVQConfig) -> Iterator[tuple[str, str]]:
     for level in range(len(config.channel_multipliers)):
         for block in range(config.blocks):
             yield f"encoder.down_blocks.{level}.resnets.{block}", f"encoder.down.{level}.block.{block}"
+    # 1 is attention
     yield from ((f"encoder.mid_block.resnets.{number}", f"encoder.mid.{2 * number}") for number in range(2))
 
 
@@ -203,7 +207,7 @@ def _decoder_places(config: MoVQConfig) -> Iterator[tuple[str, str]]:
     number, last = 0, len(config.channel_multipliers) - 1
     for level in range(last + 1):  # 0 is the coarsest
         places = []
-        for block in range(config.blocks + 1):
+        for block in range(config.blocks + 1):  # one more than the encoder has
             places += [f"resnets.{block}"] + ([f"attentions.{block}"] if not level else [])
         for place in places + (["upsamplers.0"] if level < last else []):
             yield f"decoder.up_blocks.{level}.{place}", f"decoder.up.{number}"

@@ -99,7 +99,7 @@ def _decoder(
     shapes = unet_config(settings)
     context, text_width = shape(projection, "encoder_hidden_states_proj.weight", 2)
     dim = shape(projection, f"{_TOKENS}.weight", 2)[1]
-    count = shape(projection, f"{_TOKENS}.weight", 2)[0] // context
+    count = shape(projection, f"{_TOKENS}.weight", 2)[0] // context  # one row of the projection gives all tokens
     found, names = unet_tensors(shapes, unet)
     tensors: dict[str, Tensor | LazyTensor] = {f"unet.{ours}": tensor for ours, tensor in found.items()}
     published = {f"unet.{ours}": theirs for ours, theirs in names.items()}
@@ -116,7 +116,7 @@ def _decoder(
     published["null_embed"] = _NULL
     if _NULL in projection:
         null = projection[_NULL]
-        tensors["null_embed"] = derived([null], torch.Size((null.numel(),)), null.flatten)
+        tensors["null_embed"] = derived([null], torch.Size((null.numel(),)), null.flatten)  # from [1, D]
     # It reads raw embeddings: statistics that change nothing
     tensors |= {"image_mean": torch.zeros(dim), "image_deviation": torch.ones(dim)}
     config = DecoderConfig(

@@ -35,6 +35,7 @@ def family_of(tensors: Iterable[str], folder: Path) -> str | None:
         return "chameleon"
     if emu3.is_of(names):
         return "emu3"
+    # All models in Hugging Face's layout have this name: config.json tells which
     if "model.embed_tokens.weight" in names:
         kind = llama.read_settings(folder / llama.SETTINGS).get("model_type")
         if kind in emu3.MODEL_TYPES:

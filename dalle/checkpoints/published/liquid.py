@@ -42,6 +42,7 @@ def load(files: llama.Files) -> llama.LanguageModel:
         ValueError: it is of something else, incomplete, or a Gemma without image codes.
     """
     rows = llama.word_count(files.tensors)
+    # First with all rows, as only the tokenizer's own vocabulary tells where the words end
     words = JSONTokenizer(
         JSONTokenizerConfig(vocab_size=rows, pad=_PAD, begin=_BEGIN, template=_TEMPLATE, end=(_IMAGE,)),
         find_json(files.folder),
@@ -78,6 +79,7 @@ def read(
             state[name] = _added(value)
     table = tensors["text_embedding.weight"]
     rows, count = llama.grid_rows(given, _ROWS), words.vocab_size
+    # Gemma multiplies embeddings by sqrt(width), here once and for all; its head has the same table without the factor
     scale = math.sqrt(transformer.width)
     state["text_embedding.weight"] = _part(table, slice(0, count), scale)
     state["image_embedding.weight"] = _part(table, slice(count, len(table)), scale)

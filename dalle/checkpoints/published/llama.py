@@ -148,6 +148,7 @@ def fuse(
     """
     width = take(tensors, "text_embedding.weight", blocks.rules).shape[-1]
     depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
+    # Rows of queries, rows of keys
     inner, kept = (take(tensors, f"transformer.blocks.0.attention.{p}", blocks.rules).shape[0] for p in "qk")
     heads, head = _heads(inner, settings, given, blocks)
     biased = any(name.endswith("attention.q_bias") for name in tensors)
@@ -158,6 +159,7 @@ def fuse(
             take(tensors, place + part, blocks.rules)
             for part in (*(f"attention.{p}" for p in "qkv"), *(f"feed_forward.{p}" for p in ("gate", "up", "down")))
         )
+        # The same tensors under their fused names follow
         for part in (
             "attention.q",
             "attention.k",
@@ -187,6 +189,7 @@ def fuse(
         hidden=tensors["transformer.blocks.0.feed_forward.gate"].shape[0],
         feed_forward=_activation(settings, blocks),
         norm="rms",
+        # Hugging Face's name, Meta's name
         norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
         biases="qkv" if biased else "none",
     )

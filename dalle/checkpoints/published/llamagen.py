@@ -65,7 +65,7 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
     heads = heads_of(width, _HEADS, given)
     rows = _rows(options, name, given)
     classes = "text_embedding.weight" in tensors
-    length = 1 if classes else shape(tensors, "text_embedding.null")[0]
+    length = 1 if classes else shape(tensors, "text_embedding.null")[0]  # a class is one token
     words = shape(tensors, "text_embedding.weight")[0] if classes else 1
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     for layer in range(depth):
@@ -128,6 +128,7 @@ def rope(length: int, rows: int, dim: int) -> tuple[Tensor, Tensor]:
     """
     frequency = _BASE ** (-torch.arange(0, dim // 2, 2).float() / (dim // 2))  # [dim / 4]
     angle = torch.outer(torch.arange(rows).float(), frequency)
+    # The last one is never read
     cells = torch.cat((angle.repeat_interleave(rows, 0), angle.repeat(rows, 1)), dim=1)[:-1]
     prefix = torch.zeros(length, dim // 2)
     return torch.cat((prefix, cells.cos())), torch.cat((prefix, cells.sin()))

@@ -95,7 +95,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
         raise ValueError("it is an image tokenizer of Cosmos: give it as the image tokenizer of a model")
     folder = source if source.is_dir() else source.parent
     file = transformer_file(source)
-    if file.suffix in (".safetensors", ".json") or family in LANGUAGE_MODELS:
+    if file.suffix in (".safetensors", ".json") or family in LANGUAGE_MODELS:  # an index of shards
         return _language_model(source, file, read_stored_state(file), family, given)
     tree = read_pickled(file)
     if family == "dalle-pytorch" or (family is None and dalle_pytorch.is_of(tree)):
@@ -109,9 +109,11 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             file,
             image_tokenizer=tokenizer_of_dalle_pytorch(strip_wrappers(tree["weights"]), tree["vae_params"]),
             text_tokenizer=find_text_tokenizer(folder, add_special_tokens=False),
+            # Its default vocabulary is CLIP's
             text_source=CLIP_SOURCE if found.config.text_vocab == CLIP_WORDS else "",
             add_special_tokens=False,
         )
+    # Before wrappers are removed: names of language models begin with "model."
     if family is None and family_of(stored_state(tree), file.parent) is not None:
         return _language_model(source, file, stored_state(tree), family, given)
     tensors = named_tensors(tree)
@@ -138,6 +140,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
                 image_source=llamagen.T2I_IMAGES,
                 text_source=llamagen.TEXT_ENCODER,
             )
+        # One id is that of no class
         classes = ClassTokenizer(ClassTokenizerConfig(classes=found.config.text_vocab - 1))
         return PublishedModel(
             found,
@@ -171,7 +174,7 @@ def _mindalle(source: Path, given: dict[str, Any]) -> PublishedModel:
     words = read_text_tokenizer(source / mindalle.TOKENIZER)
     images = None
     if (source / mindalle.IMAGES).is_file():
-        images = vqgan.read(named_tensors(read_pickled(source / mindalle.IMAGES)), 256)
+        images = vqgan.read(named_tensors(read_pickled(source / mindalle.IMAGES)), 256)  # pixels
     return PublishedModel(
         mindalle.read(source, words.pad_id, given),
         source / mindalle.TRANSFORMER,

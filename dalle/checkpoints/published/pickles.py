@@ -45,7 +45,7 @@ def read_pickled(file: Path) -> Any:
         raise ValueError(f"{file}: no such file")
     if not file.stat().st_size:
         raise ValueError(f"{file} is empty: download it again")
-    with file.open("rb") as start:
+    with file.open("rb") as start:  # enough for the magic number
         head = start.read(512)
     try:
         if head.startswith(b"PK\x03\x04"):
@@ -106,6 +106,7 @@ _DAMAGE_ERRORS = (
 def _read_zip(file: Path) -> Any:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
+        # One folder, whose name is free
         (main,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         folder = main.removesuffix("data.pkl")
         # Nothing is decompressed: torch stores members uncompressed, and a small archive could declare terabytes.
@@ -156,7 +157,7 @@ def _read_sequence(file: Path, content: Stream) -> Any:
     at = content.tell()
     for key in keys:
         content.seek(at)
-        count = int.from_bytes(content.read(8), "little")
+        count = int.from_bytes(content.read(8), "little")  # the number of elements
         places[key] = at + 8
         at += 8 + count * dtypes[key].itemsize
 
@@ -168,7 +169,7 @@ def _view(whole: Tensor, start: int, dtype: torch.dtype, count: int) -> Tensor:
     if count < 0 or start + count * dtype.itemsize > len(whole):
         raise EOFError("it ends inside a tensor")
     part = whole[start : start + count * dtype.itemsize]
-    return (part if start % dtype.itemsize == 0 else part.clone()).view(dtype)
+    return (part if start % dtype.itemsize == 0 else part.clone()).view(dtype)  # a view needs alignment
 
 
 def _no_storage(key: str, dtype: torch.dtype, count: int) -> Tensor:

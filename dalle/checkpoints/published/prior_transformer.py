@@ -75,6 +75,7 @@ def read_prior(folder: Path, family: str, terms: str) -> Published:
 
 
 def _config(settings: Mapping[str, Any], stored: Mapping[str, Tensor]) -> DiffusionPriorConfig:
+    # The defaults of diffusers
     heads, width = settings.get("num_attention_heads", 32), shape(stored, "proj_in.weight", 2)[0]
     return DiffusionPriorConfig(
         transformer=TransformerConfig(

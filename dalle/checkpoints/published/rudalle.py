@@ -84,10 +84,10 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
         both = state.pop(f"to_logits.{kind}")
         assert isinstance(both, Tensor)
         state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]
-    size = prefix + side**2 - 1
+    size = prefix + side**2 - 1  # without the last image token
     # Layers 1, 5, 9, ... attend by column, the last one by convolution, all others by row.
     layers = tuple(1 if (layer - 1) % 4 == 0 else 2 if layer == depth - 1 else 0 for layer in range(depth))
-    tables = masks(length, side, convention)[: max(layers, default=0) + 1]
+    tables = masks(length, side, convention)[: max(layers, default=0) + 1]  # small models have no convolutional layer
     state["masks"] = torch.stack([table[:size, :size] for table in tables])
     config = DALLEConfig(
         transformer=TransformerConfig(
@@ -136,6 +136,7 @@ def masks(length: int, side: int, convention: Convention) -> list[Tensor]:
     size = length + side**2
     position = torch.arange(size)
     back = position[:, None] - position[None]
+    # Keys in the text are visible to every later query
     text, causal = (position < length)[None], back >= 0
     cell = (position - length).clamp(min=0)
     down = (cell // side)[:, None] - (cell // side)[None]

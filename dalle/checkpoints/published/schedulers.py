@@ -68,6 +68,7 @@ def _unclip(settings: Mapping[str, Any], steps: int, file: Path) -> Scheduler:
     return Scheduler(
         CosineConfig(steps=settings.get("num_train_timesteps", 1000)),
         _value(_PREDICTS, settings.get("prediction_type", "epsilon"), file, "prediction_type"),
+        # UnCLIPScheduler takes DDPM's steps
         SamplerConfig(sampler="ddpm", steps=steps, spacing="linspace", variance=variance),
         settings.get("clip_sample_range", 1.0) if clipped else None,
         None,
@@ -77,6 +78,7 @@ def _unclip(settings: Mapping[str, Any], steps: int, file: Path) -> Scheduler:
 def _ddpm(settings: Mapping[str, Any], steps: int, file: Path, stochastic: bool) -> Scheduler:
     total, curve = settings.get("num_train_timesteps", 1000), settings.get("beta_schedule", "linear")
     schedule: ScheduleConfig
+    # Both change the noise of every step
     if settings.get("trained_betas") is not None or settings.get("rescale_betas_zero_snr"):
         raise ValueError(f"{file} has trained_betas or rescale_betas_zero_snr, which are not read")
     if curve == "linear":

@@ -18,6 +18,7 @@ from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published.others import reject_unsupported
 from dalle.checkpoints.published.unpickler import OpaqueObject
 
+# Wrappers whose names may stand anywhere, and those that are in front of all names
 _INFIX_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _PREFIX_WRAPPERS = ("module.", "model.")
 SHAPE_ERRORS = (IndexError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
@@ -123,9 +124,11 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def find_wrappers(names: Iterable[str]) -> list[str]:
     """The wrapper parts in names, in the order in which to remove them."""
     names = list(names)
+    # Infixes first: they may hide a prefix
     found = [wrapper for wrapper in _INFIX_WRAPPERS if any(wrapper in name for name in names)]
     for wrapper in found:
         names = [name.replace(wrapper, "") for name in names]
+    # A prefix is a wrapper's only if all names have it
     while names and (wrapper := next((w for w in _PREFIX_WRAPPERS if all(name.startswith(w) for name in names)), "")):
         reject_unsupported(names)  # checked first: language models' own names begin with "model."
         found.append(wrapper)
@@ -136,7 +139,7 @@ def find_wrappers(names: Iterable[str]) -> list[str]:
 def stored_state(tree: Any) -> dict[str, Tensor]:
     """Like `named_tensors`, but by the exact names in the file."""
     if isinstance(tree, OpaqueObject) and isinstance(tree.state, dict):
-        found = dict(_of_module(tree, "") if "_modules" in tree.state else _of_script(tree, ""))
+        found = dict(_of_module(tree, "") if "_modules" in tree.state else _of_script(tree, ""))  # a pickled nn.Module
         if found:
             return found
     if isinstance(tree, dict):
@@ -184,7 +187,7 @@ def _of_script(module: OpaqueObject, prefix: str) -> list[tuple[str, Tensor]]:
 def rename_tensors(
     tensors: Mapping[str, Tensor],
     rules: Sequence[tuple[str, str]],
-    dropped: str = r"(?!)",
+    dropped: str = r"(?!)",  # nothing
     *,
     recognized: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -228,14 +231,16 @@ def published_name(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
     """The published name of one of our tensors, by inverting the rules of `rename_tensors`; None if no rule matches."""
     for pattern, replacement in rules:
         parts = re.split(r"\\(\d)", replacement)  # literal, group number, literal, ...
+        # Our name as a pattern: literals escaped, each group of the replacement named
         ours = "".join(f"(?P<g{part}>.+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
         match = re.fullmatch(ours, name)
         if match is None:
             continue
         groups = iter(range(1, re.compile(pattern).groups + 1))
         put = partial(_expand_group, match.groupdict(), groups)
+        # Put the texts into the groups of their pattern, innermost first, and take the backslashes off
         theirs = re.sub(r"\((?:\?:)?[^()]*\)", put, pattern).replace("\\.", ".")
-        if re.fullmatch(pattern, theirs):
+        if re.fullmatch(pattern, theirs):  # alternatives may have been guessed wrong
             return theirs
     return None
 

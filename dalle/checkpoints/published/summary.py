@@ -116,7 +116,9 @@ def stage_of(source: Path) -> Stage:
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     if rudalle.is_of(names) or llamagen.is_of(names):
         return "dalle"
+    # OpenAI's and open_clip's prefix, and Hugging Face's two
     towers = ("visual.", "vision_model.", "text_model.")
+    # Whose reader refuses the rest
     return "clip" if any(name.startswith(towers) for name in names) else "image_tokenizer"
 
 

@@ -108,6 +108,7 @@ def _files(folder: Path) -> list[Path]:
     """The text tokenizer files in a folder: minDALL-E's two, or those of other kinds."""
     for names in _CHAR:
         pair = [folder / name for name in names]
+        # GPT-2's and CLIP's vocabularies have the same file names, but no [UNK]
         if all(file.is_file() for file in pair) and b'"[UNK]"' in _content(pair[0]):
             return pair
     kinds = (_XLM_ROBERTA, *_CLIP_MERGES, _YTTM, *_SIGLIP)
@@ -137,6 +138,7 @@ def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
         return YTTMTokenizer(YTTMTokenizerConfig(ends=add_special_tokens), content)
     tokenizer = CLIPTokenizer(CLIPTokenizerConfig(ends=add_special_tokens), content)
     numbers = source.with_name("vocab.json")
+    # Others than CLIPs publish a merges.txt too: the numbers tell
     if source.name == "merges.txt" and numbers.is_file():
         _check(tokenizer, numbers)
     return tokenizer

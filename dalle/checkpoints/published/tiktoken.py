@@ -37,6 +37,7 @@ def to_json(content: bytes, special: Sequence[str]) -> bytes:
     ranks = read_ranks(content)
     merges: list[tuple[int, int, int]] = []
     names = {rank: _printed(token) for token, rank in ranks.items()}
+    # See the docstring: all ways to split a token in two
     for token, rank in ranks.items():
         for at in range(1, len(token)):
             left, right = ranks.get(token[:at]), ranks.get(token[at:])
@@ -75,7 +76,7 @@ def read_ranks(content: bytes) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
         raise ValueError("its .tiktoken file has lines that are not a token in base64 and a rank") from None
-    if not ranks or sorted(ranks.values()) != list(range(len(pairs))):
+    if not ranks or sorted(ranks.values()) != list(range(len(pairs))):  # a token that is there twice is found too
         raise ValueError(f"its .tiktoken file has {len(ranks)} tokens whose ranks are not all from 0 on")
     return ranks
 
@@ -86,6 +87,7 @@ def _printed(token: bytes) -> str:
 
 def _characters() -> list[str]:
     """A printable character for each byte, GPT-2's table."""
+    # Bytes that print stand for themselves, the others for characters from 256 on
     printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printed else next(others)) for byte in range(256)]

@@ -144,7 +144,7 @@ def _read_karlo(source: Path, kind: str) -> PublishedUnCLIP:
         parts["decoder"] = _scheduled(karlo.read_decoder(source, clip.config.text_length), found)
     sampling["decoder"] = _sampling(found) | {"guidance": _KARLO_GUIDANCE}
     upscaling = _read_scheduler(source / "super_res_scheduler", _UPSAMPLER_STEPS)
-    low = parts["decoder"].config.image_size
+    low = parts["decoder"].config.image_size  # the decoder's images are the upsampler's input
     for last, name in enumerate(("upsampler", "upsampler_last")):
         with _naming(source / ("super_res_last" if last else "super_res_first")):
             parts[name] = _scheduled(karlo.read_upsampler(source, bool(last), low), upscaling)
@@ -187,6 +187,7 @@ def _read_clip(folder: Path) -> tuple[Published, TextTokenizer]:
         )
     names = ("vision", "image_size", "patch_size")
     changed: dict[str, Any] = {name: getattr(vision.config, name) for name in names}
+    # Karlo's name, Kandinsky's name
     for place in ("feature_extractor", "image_processor"):
         if (folder / place / "preprocessor_config.json").is_file():
             image = read_json(folder / place / "preprocessor_config.json")

@@ -37,6 +37,7 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     down, widths = config.get("down_block_types") or [], config.get("block_out_channels") or []
     up = config.get("up_block_types") or []
     kinds = [_kind(name, "Down") for name in down]
+    # Up is down, backwards
     if not widths or len(kinds) != len(widths) or [_kind(name, "Up") for name in up] != kinds[::-1]:
         raise ValueError(f"its blocks are {down} and {up}, of {widths} channels: mirrored ones as Karlo's are read")
     if any(width % widths[0] for width in widths):
@@ -47,6 +48,7 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
         channel_multipliers=[width // widths[0] for width in widths],
         layers=config.get("layers_per_block", 2),
         attention_levels=[level for level, kind in enumerate(kinds) if kind == _ATTENDING],
+        # 0 would divide the channels
         head_channels=config.get("attention_head_dim") or 1 if _ATTENDING in kinds else 1,
         scale_shift=config.get("resnet_time_scale_shift", "default") == "scale_shift",
     )
@@ -98,10 +100,12 @@ def _places(config: UNetConfig) -> Iterator[tuple[str, str, str, bool]]:
             yield f"down_blocks.{level}.downsamplers.0", "", f"down.{number}", True
             number += 1
     yield "mid_block.resnets.0", "mid_block.attentions.0", "middle", False
+    # True: no attention follows, as where it resamples
     yield "mid_block.resnets.1", "", "middle_out", True
     number = 0
+    # up_blocks.0 is the coarsest, as the first of our `up`
     for level in range(last + 1):
-        for block in range(config.layers + 1):
+        for block in range(config.layers + 1):  # one more than on the way down, for the skip of each
             front = f"up_blocks.{level}"
             yield f"{front}.resnets.{block}", f"{front}.attentions.{block}", f"up.{number}", False
             number += 1

@@ -96,6 +96,7 @@ class RefusedError(Exception):
 
 def load(content: Stream, storage: Storages) -> Any:
     """Read the next pickle of a stream, leaving the stream behind its end."""
+    # Scanned first, as the C unpickler would allocate before it could be stopped
     start = content.tell()
     _check(content, start)
     content.seek(start)
@@ -130,6 +131,7 @@ class _Reader(pickle.Unpickler):
             return _ALLOWED[module, name]
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return _DTYPES[name]
+        # Nothing of torch but its dtypes
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) in _OPAQUE_NAMES or _OPAQUE_MODULES.fullmatch(module):
@@ -153,9 +155,11 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     """torch._utils._rebuild_tensor_v2 with bounds checks, without which a view could read foreign memory."""
     if not isinstance(storage, Tensor) or len(size) != len(stride) or min((offset, *size, *stride)) < 0:
         raise RefusedError(f"declares a tensor of size {size!r:.60} and stride {stride!r:.60}")
+    # The last element that a view can reach
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= len(storage):
         raise RefusedError(f"declares a tensor of size {list(size)} over a storage of {len(storage):,} numbers")
+    # Storages are views of the file
     return storage.as_strided(tuple(size), tuple(stride), storage.storage_offset() + offset)
 
 

@@ -88,12 +88,14 @@ def read(tensors: dict[str, Tensor], image_size: int, options: Mapping[str, Any]
     ours, dropped = rename_tensors(tensors, _LLAMAGEN if llamagen else _TAMING, _DROPPED)
     if llamagen:
         last = count(ours, r"decoder\.up\.(\d+)\.") - 1
+        # LlamaGen numbers the decoder's levels in the order in which they run; ours begin at the finest
         ours = {
             re.sub(r"(?<=^decoder\.up\.)\d+", lambda level: str(last - int(level[0])), name): tensor
             for name, tensor in ours.items()
         }
     if "quant_conv.weight" in ours and not any(name.startswith("quantize.") for name in ours):
         raise ValueError("it is a continuous autoencoder (of latent diffusion), which is not supported: give a VQGAN")
+    # LlamaGen normalizes codes unless its training options say otherwise
     config = config_of(ours, image_size, normalized=llamagen and (options or {}).get("codebook_l2_norm", True))
     if isinstance(config.quantizer, VQConfig):  # statistics of our quantizer, which start at zero
         ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
@@ -149,7 +151,7 @@ def config_of(tensors: dict[str, Tensor], image_size: int, normalized: bool = Fa
         channels=channels,
         channel_multipliers=[width // channels for width in widths],
         blocks=count(tensors, r"encoder\.down\.\d+\.block\.(\d+)"),
-        attention_resolutions=[image_size // 2**level for level in attended],
+        attention_resolutions=[image_size // 2**level for level in attended],  # the side of a level's maps
         latent_channels=shape(tensors, "encoder.conv_out.weight", 4)[0],
         quantizer=quantizer,
     )

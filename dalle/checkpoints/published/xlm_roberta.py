@@ -70,6 +70,7 @@ def convert(
         )
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     rows, width = shape(tensors, "text.positions", 2)
+    # Positions begin behind the padding id, as in fairseq
     length = min(int(settings.get("context_length") or _TEXT_LENGTH), rows - PAD_ID - 1)
     positions, kinds = tensors["text.positions"], tensors["text.kinds"]
     if shape(tensors, "text.kinds", 2)[0] != 1 or length < 1:

@@ -37,7 +37,7 @@ class CustomDataset:
         self.rows: IndexedRecords = source_of_split(config, split).rows()
         in_validation_split = np.array([config.holds_out(key) for key in self.rows.keys])
         if split == "validation" and not config.separate_validation and not in_validation_split.any():
-            warn_nothing_held_out(config)
+            warn_nothing_held_out(config)  # its images are training images then
         self.members = np.flatnonzero(in_validation_split == (split == "validation"))
         if config.separate_validation or in_validation_split.all() or not in_validation_split.any():
             # A set so small that one split would be empty is used whole for both

@@ -91,6 +91,7 @@ class _SidecarCaptions:
         self.entries: tuple[str, ...] = CAPTIONS
         self.extensions: tuple[str, ...] = (*_TEXTS, ".json")
         if caption is not None:
+            # "txt" is an extension; "json.title" an extension and an entry of the file
             kind, _, entry = caption.partition(".")
             self.extensions = (f".{kind.lower()}",)
             if kind == "json" and entry:
@@ -115,6 +116,7 @@ class _SidecarCaptions:
         """The record of an image; without a usable sidecar file, a record with a fault."""
         key, text = _key(root, image), self.of(image)
         if text is None:
+            # Named when it is met, not left out in silence
             return Record(key, fault=f"there is no caption: expected it in {self.wanted(image)}")
         # Sidecar files of other kinds describe this image too: do not report them as unused.
         self.used += [
@@ -236,6 +238,7 @@ def _read_metadata(
 
 def _find_image(folder: Path, name: str, by_name: dict[str, Path]) -> Path | None:
     """The image that a metadata row names, whatever its Unicode normalization or path separators; None if missing."""
+    # Metadata written on Windows has backslashes
     for own in (name, name.replace("\\", "/")):
         image = folder / own
         found = by_name.get(normalized_name(image)) or by_name.get(normalized_name(os.path.normpath(image)))
@@ -245,4 +248,5 @@ def _find_image(folder: Path, name: str, by_name: dict[str, Path]) -> Path | Non
 
 
 def _key(root: Path, image: Path) -> str:
+    # Outside: metadata may name such files
     return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.as_posix()

@@ -67,11 +67,13 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
     folders = _split_folders(root, files)
     if folders:
         wanted = _resolve_split(root, split, set(folders.values()))
+        # None: folders without data
         own = [file for file in files if folders.get(file.relative_to(root).parts[0]) in (wanted, None)]
         ignored[f"of other splits ({_format_splits(set(folders.values()) - {wanted})})"] += _count_records(
             files
         ) - _count_records(own)
         files = own
+    # metadata.parquet lists files and holds no images
     tables = [file for file in files if extension(file) == ".parquet" and file.name not in METADATA]
     tars = [file for file in files if extension(file) == ".tar"]
     with_images = [file for file in tables if _has_image_column(file, image)]
@@ -90,7 +92,7 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
             raise ValueError(
                 f"{root} has no split {split!r}: expected folders train/, {split}/, ... with images in them"
             )
-        return Layout(kind, files, +ignored)
+        return Layout(kind, files, +ignored)  # `+` drops reasons that did not occur
     if not folders:
         chosen, others = _select_split(root, chosen, split)
         ignored += others
@@ -104,6 +106,7 @@ def _split_folders(root: Path, files: list[Path]) -> dict[str, str]:
     """Top-level folder -> split, if every top-level folder with data is named after a split and one is "train"."""
     names = {file.relative_to(root).parts for file in files if _is_data(file)}
     tops = {parts[0] for parts in names}
+    # Files beside the folders, or a folder of another name: then these are no splits
     if any(len(parts) == 1 for parts in names) or not all(top.lower() in _SPLITS for top in tops):
         return {}
     found = {top: _SPLITS[top.lower()] for top in tops}
@@ -136,7 +139,7 @@ def _format_splits(splits: set[str]) -> str:
 
 def _split_in(path: Path) -> str | None:
     """The split named by a file's name or else by the nearest enclosing folder's."""
-    for part in reversed((*path.parts[:-1], path.stem)):
+    for part in reversed((*path.parts[:-1], path.stem)):  # the file's own name first, then the nearest folder
         found = _NAMED.search(part.lower())
         if found is not None:
             return _SPLITS[found[1]]

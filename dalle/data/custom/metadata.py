@@ -44,7 +44,7 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = max(_DELIMITERS, key=first.count)  # spreadsheets of many locales write semicolons
     reader = csv.DictReader(lines, strict=True, delimiter=delimiter, skipinitialspace=True)
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]  # spreadsheets pad the header
         for row in reader:
             if None in row:  # csv collects fields beyond the last column under None
                 raise ValueError(

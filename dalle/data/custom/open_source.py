@@ -86,6 +86,7 @@ def _of_files(config: CustomConfig, files: list[Path]) -> Source:
 
 def expand_pattern(path: Path) -> list[Path]:
     """The file at `path`, or the files that match it as a glob pattern."""
+    # "{a,b}" is the shell's, not glob's
     return [path] if path.is_file() else [Path(f) for one in expand_braces(str(path)) for f in sorted(glob.glob(one))]
 
 

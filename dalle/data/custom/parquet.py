@@ -66,6 +66,7 @@ class TableSource(Source):
         names = table.column_names
         table = self._without_decoding(table)
         if (key := self._key(names)) is not None:
+            # The whole column at once: row by row would take minutes
             keys = [str(value) for value in table.select_columns([key])[:][key]]
         elif self.files:
             keys = [f"{file.name}/{row}" for file in self.files for row in range(row_count(file))]
@@ -77,6 +78,7 @@ class TableSource(Source):
         """The same records for sequential reading, shard by shard."""
         with friendly_errors(self.where):
             stream = self.load(True)
+            # A stream of files without a schema knows its columns only after its first record
             names = list(stream.features or next(iter(stream)))
         image, caption, key = self._image(names), self._caption(names), self._key(names)
         assert caption is not None, "streams are for training, which needs captions"
@@ -148,6 +150,7 @@ class ArrowRecords(IndexedRecords):
 
     def __init__(self, table: Any, keys: list[str], image: str, caption: str | None):
         self.keys, self.image, self.caption = keys, image, caption
+        # Images of other columns are never read
         self.table = table.select_columns(list(dict.fromkeys([image, caption] if caption else [image])))
         self.texts = table.select_columns([caption]) if caption else None  # reading captions alone skips the images
         self.classes: list[str] | None = getattr(table.features[caption], "names", None) if caption else None
@@ -174,6 +177,7 @@ class ArrowRecords(IndexedRecords):
 def parse_image_cell(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
     """The content of an image column's cell and None, or None and why it is not an image."""
     if isinstance(value, dict):
+        # The hub's tables hold bytes, or a path
         value = value.get("bytes") or (FileSpan(value["path"]) if value.get("path") else None)
     if isinstance(value, (bytes, FileSpan)):
         return value, None
@@ -198,6 +202,7 @@ def parquet_source(
     def load(stream: bool) -> Any:
         import datasets
 
+        # A name may hold the signs of a pattern
         return datasets.load_dataset(
             "parquet", data_files=[glob.escape(str(f)) for f in files], split="train", streaming=stream
         )
@@ -226,6 +231,7 @@ def _offline_if_unreachable(name: str) -> Iterator[None]:
     import datasets
     import huggingface_hub
 
+    # Each library has read the switch into a variable of its own
     switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in switches]
     try:
@@ -262,6 +268,7 @@ def saved_source(
     table = splits[split]
 
     def load(stream: bool) -> Any:
+        # No shard without rows
         return table.to_iterable_dataset(num_shards=max(1, min(_SHARDS, len(table)))) if stream else table
 
     return TableSource(load, str(root), [], image, caption, key, captioned)

@@ -81,9 +81,9 @@ def as_record(image: ImageLike, name: str = "image") -> Record:
     if isinstance(image, bytes):
         return Record(name, image=image)
     if isinstance(image, Image.Image):
-        whole = image if image.mode in _PNG_MODES else image.convert("RGB")
+        whole = image if image.mode in _PNG_MODES else image.convert("RGB")  # CMYK, YCbCr, floats
         buffer = io.BytesIO()
-        whole.save(buffer, "PNG", compress_level=1)
+        whole.save(buffer, "PNG", compress_level=1)  # decoded again at once, so speed counts
         return Record(name, image=buffer.getvalue())
     return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
@@ -231,6 +231,7 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     texts = [text for each in values if (text := _text(each)) is not None]
     if lines:
         texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
+    # A byte order mark inside a text is left over from joined files
     cleaned = (_shortened(" ".join(text.replace("\ufeff", "").split())) for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))
 

@@ -40,13 +40,14 @@ class CustomStream:
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(self.shards))
         records = (record for number in order for record in self.shards[number].records())
+        # Before the buffer: what is held out must not take places in it
         training = (record for record in records if not self.config.holds_out(record.key))
         buffer = list(islice(training, self.config.shuffle_buffer))
         for record in training:  # each new record replaces a random one of the buffer, which is emitted
             slot = int(rng.integers(len(buffer)))
             yield buffer[slot]
             buffer[slot] = record
-        for slot in rng.permutation(len(buffer)):
+        for slot in rng.permutation(len(buffer)):  # what is left at the end, in random order
             yield buffer[slot]
 
     def pair(self, record: Record, seed: int) -> Pair:

@@ -91,6 +91,7 @@ def normalized_name(path: Path | str) -> str:
     macOS stores decomposed names, so that the same name may be spelled with different code points.
     """
     stem, dot, last = unicodedata.normalize("NFC", str(path)).rpartition(".")
+    # Dots of folder names do not count
     return f"{stem}{dot}{last.lower()}" if dot and "/" not in last else f"{stem}{dot}{last}"
 
 

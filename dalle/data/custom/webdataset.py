@@ -94,6 +94,7 @@ class TarSource(Source):
     def _record(self, key: str, group: _Group) -> Record:
         if not group.images:
             return Record(key, fault=f"there is no image among {', '.join(group.texts)}")
+        # "jpg" before "seg.jpg": an image without a further dot is the record's own
         plain = [ending for ending in group.images if "." not in ending] or list(group.images)
         if "." in plain[0] and len(plain) > 1 and self.image not in group.images:
             return Record(
@@ -115,6 +116,7 @@ class TarSource(Source):
             if self.caption is None and name in texts:
                 return clean_captions(texts[name], lines=True)
         entries = _entries(group)
+        # Behind "json."
         for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
             if name in entries:
                 return clean_captions(entries[name])
@@ -125,12 +127,13 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
     """Yield the records of a shard; a str, if any, comes last and says why reading ended early."""
     group, fault, end = _Group(""), None, 0
     try:
-        with tarfile.open(file, "r:") as tar:
+        with tarfile.open(file, "r:") as tar:  # without compression, or there would be no byte ranges
             for member in tar:
                 end = tar.offset  # past this member and its padding
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
                     continue
+                # The same name may be composed or decomposed
                 name, ending = normalize("NFC", named[1]), named[2].lower()
                 if name != group.name:
                     if group.texts or group.images:
@@ -147,7 +150,7 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
     except (tarfile.TarError, OSError) as error:
         fault = f"the tar file is damaged, or is compressed: unpack it to .tar ({error})"
     # A file that is cut off belongs to the last group, which would be an image half gray: it is dropped
-    truncated = fault is not None and end > file.stat().st_size
+    truncated = fault is not None and end > file.stat().st_size  # its last file, at least, is incomplete
     if (group.texts or group.images) and not truncated:
         yield group
     if fault is not None:

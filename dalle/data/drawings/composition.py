@@ -52,6 +52,7 @@ class Composition:
 def paint(layer: np.ndarray, color: Color) -> np.ndarray:
     """Blend RGBA uint8 [H, W, 4] over a color -> uint8 [H, W, 3]."""
     alpha = layer[..., 3:].astype(np.uint16)
+    # In 16 bits: 255 * 255 does not fit in 8. Adding 127 rounds to nearest
     over = layer[..., :3] * alpha + np.asarray(color, dtype=np.uint16) * (255 - alpha)
     return ((over + 127) // 255).astype(np.uint8)
 
@@ -67,8 +68,9 @@ def scene_boxes(relation: str, side: int, rng: random.Random, shift: float) -> t
     """
     count = 3 if relation in ROWS else 2
     size = side // count
-    most = min(round(shift * side), (side - size) // 2)
+    most = min(round(shift * side), (side - size) // 2)  # objects stay inside the image
     across = (side - size) // 2 + rng.randint(-most, most)  # the same for all objects, so that they form a line
+    # What does not divide evenly is left at both ends
     along = [number * size + (side - count * size) // 2 for number in range(count)]
     if relation in ("right", "below"):
         along.reverse()
@@ -99,6 +101,7 @@ def place_alone(object_: np.ndarray, side: int, top: int, left: int) -> np.ndarr
     size = object_.shape[0]
     rows = slice(max(0, -top), min(size, side - top))
     columns = slice(max(0, -left), min(size, side - left))
+    # Only the part inside the image; the rest is transparent
     layer[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop] = object_[rows, columns]
     return layer
 
@@ -143,4 +146,4 @@ def blends_in(layer: np.ndarray, color: Color) -> bool:
     few = layer[::4, ::4]
     visible = few[few[..., 3] > 127, :3].astype(np.int16)  # signed, as differences of uint8 wrap around
     similar = (abs(visible - np.asarray(color, dtype=np.int16)) < _SAME).all(-1)
-    return bool(similar.sum() * 2 > len(visible))
+    return bool(similar.sum() * 2 > len(visible))  # more than half

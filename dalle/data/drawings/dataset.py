@@ -153,6 +153,7 @@ class DrawingsDataset:
             slots.append([numbers for numbers in own.values() for _ in range(math.ceil(math.sqrt(len(numbers))))])
         if self.config.weights is not None:
             # Repeat the slots of underrepresented sets instead of dropping slots of the others: every concept stays.
+            # Slots per unit of weight: the set with the fewest is repeated most often
             rates = [weight / max(1, len(own)) for weight, own in zip(self.config.weights, slots, strict=True)]
             slots = [
                 [own[i % len(own)] for i in range(round(len(own) * rate / min(rates)))]
@@ -164,6 +165,7 @@ class DrawingsDataset:
         """A random language in which all of these concepts have names."""
         first, *others = self.config.languages
         language = first if not others or rng.random() < self.config.first_language else rng.choice(others)
+        # Every concept has an English name
         return language if all(language in concept.names for concept in concepts) else "en"
 
     def _object(self, rng: random.Random, number: int, side: int) -> tuple[np.ndarray, Concept, str | None, Color]:
@@ -211,7 +213,7 @@ class DrawingsDataset:
 
     def _scene(self, rng: random.Random, number: int, drawn: bool = True) -> Composition:
         """Two or three objects; `drawn` False skips rendering, for captions only."""
-        relation = rng.choice(RELATIONS if rng.random() < 0.8 else ROWS)
+        relation = rng.choice(RELATIONS if rng.random() < 0.8 else ROWS)  # pairs, or rows of three
         # Objects of one scene have one style, as the caption names only one
         others = rng.choices(self.of_style[self.styles[number]], k=2 if relation in ROWS else 1)
         sources = (number, *others)

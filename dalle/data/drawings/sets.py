@@ -100,6 +100,7 @@ def _icons(root: Path, styles: tuple[str, ...] | None) -> Iterator[Drawing]:
     rows.sort(key=lambda row: row["family"])  # stable: keeps the order of the files within a family
     concepts: dict[str, Concept] = {}
     for row in rows:
+        # The first row names the concept for all its styles
         concept = concepts.setdefault(row["concept"], _concept(row))
         family = _american(row["family"])
         if styles is not None and family not in styles:

@@ -133,8 +133,10 @@ class ShardsDataset:
             self.shards = _checked_shards(config.path, index, "train")
         counts = [-(-shard.rows // GROUP_ROWS) for shard in self.shards]
         self.files = np.repeat(np.arange(len(counts)), counts)  # index of each group's shard, [G]
+        # Number of each group within its shard, [G]
         self.within = np.concatenate([np.arange(count) for count in counts] or [np.empty(0, dtype=np.int64)])
         rows = np.array([shard.rows for shard in self.shards], dtype=np.int64)
+        # Shaped [G]; the last of a shard is smaller
         self.sizes = np.minimum(rows[self.files] - self.within * GROUP_ROWS, GROUP_ROWS)
         self.ends = np.cumsum(self.sizes)
         self._cache: OrderedDict[int, Group | BadRecord] = OrderedDict()

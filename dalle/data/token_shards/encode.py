@@ -92,6 +92,7 @@ class Encoding:
                 self.splits[split] = StreamedSplit(config, split, encoder.image_size)
             else:
                 self.splits[split] = IndexedSplit(open_data(config, split, encoder.image_size), split)
+        # Kept as a hash: resuming compares it, and the names may be millions
         contents = {split: source.contents() for split, source in self.splits.items()}
         self.provenance = encoder.provenance(
             data={key: value for key, value in to_dict(config).items() if key not in _NOT_CONTENT},
@@ -184,6 +185,7 @@ class Encoding:
     ) -> ShardFile:
         """Encode and write one shard."""
         options, source = self.options, self.splits[split]
+        # Validation images once, as they are
         views, sides = (1, (False,)) if split == "validation" else (options.views, _SIDES[: 1 + options.mirror])
         rows: dict[str, list[Any]] = {"key": [], "view": [], "mirrored": [], "captions": []}
         values = [np.empty((0, self.provenance.width), dtype=self.provenance.dtype)]
@@ -193,7 +195,7 @@ class Encoding:
         while batch := list(islice(pairs, options.batch_size)):
             good = []
             for item, view, pair in batch:
-                if isinstance(pair, BadRecord):
+                if isinstance(pair, BadRecord):  # a dict as an ordered set
                     broken[str(pair)] = None
                     continue
                 good.append(pair.image)
@@ -206,7 +208,7 @@ class Encoding:
             bad.add(broken)
             if good:
                 values.append(self._encoded(np.stack(good), len(sides) > 1))
-            on_progress(sum(view == 0 for _, view, _ in batch), False)
+            on_progress(sum(view == 0 for _, view, _ in batch), False)  # images, however many views
         return write_shard(self.folder / job.name, rows, np.concatenate(values), self.provenance, list(broken))
 
     @torch.no_grad()
@@ -214,6 +216,7 @@ class Encoding:
         """Encode uint8 [B, H, W, 3] to [B, width]; with `mirror` to [2 * B, width], each image and its mirror."""
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if mirror:
+            # Shaped [2 B, 3, H, W], mirrors behind their images
             images = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
         return self.encoder.encode(images.to(self.encoder.device).float().div_(255)).flatten(1).cpu().numpy()
 

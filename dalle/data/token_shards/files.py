@@ -109,7 +109,7 @@ class TokenProvenance(Provenance):
 
     def damage(self, values: np.ndarray) -> str | None:
         """Codes outside the codebook."""
-        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))  # 0 for an empty group
         return f"codes from {low} to {high}" if low < 0 or high >= self.codebook_size else None
 
     def unpack(self, row: np.ndarray) -> np.ndarray:
@@ -270,6 +270,7 @@ def read_group(file: Path, number: int, rows: int, provenance: Provenance) -> Gr
                     f"it was made with the {provenance.encoder.replace('_', ' ')} {found or '(none)'}, the others of "
                     f"its folder with {provenance.sha256}"
                 )
+            # Workers are parallel already
             table = content.read_row_group(number, columns=["key", "captions", provenance.column], use_threads=False)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"it is damaged ({(str(error) or type(error).__name__).splitlines()[0]})") from error

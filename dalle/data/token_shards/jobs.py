@@ -32,6 +32,7 @@ class IndexedSplit:
 
     def jobs(self, size: int, rank: int, world: int) -> Iterator[ShardJob]:
         """Yield this process's jobs, each of at most `size` images."""
+        # Every world-th shard: processes come to the end together
         for number in range(rank, -(-len(self.data) // size), world):
             own = range(number * size, min((number + 1) * size, len(self.data)))
             yield ShardJob(f"{self.split}-{number:05}.parquet", len(own), iter(own))
@@ -68,6 +69,7 @@ class StreamedSplit:
     def pair(self, record: Record, seed: int, view: int) -> Pair:
         """A view of a record, as epoch `view` of a training run with this seed has it."""
         training = self.split == "train"
+        # Records of a stream have no index; their key makes the choices differ (`sample_caption`)
         return decode_record(record, self.config, self.image_size, pair_seed(seed, view, 0) if training else None)
 
     def contents(self) -> list[str]:

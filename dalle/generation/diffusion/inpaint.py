@@ -27,7 +27,7 @@ class Known:
     unknown: Tensor
 
     def put_back(self, x: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
-        """x with its known part replaced by the data, noised as x is."""
+        """x with its known part replaced by the data, noised as x is."""  # q(x_s | x_0)
         noised = alpha_bar**0.5 * self.data + (1 - alpha_bar) ** 0.5 * noise
         return torch.where(self.unknown, x, noised)
 
@@ -63,16 +63,20 @@ def inpaint(
         raise ValueError(f"resample is {resample}; it must be at least 1")
     steps = spaced_steps(len(schedule), options.steps, options.spacing)
     x, before = noise(), None
+    # Step -1 is the data itself, with alpha-bar 1
     for done, (now, then) in enumerate(zip(steps, [*steps[1:], -1], strict=True)):
         a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
         for again in reversed(range(resample)):
             found = denoise(x, now)
             drawn = noise() if options.draws and then >= 0 else None
+            # At the data the noise of the known part has weight 0, so anything may stand for it
             x = known.put_back(sampler_step(options, x, found, a, b, drawn, before), b, noise() if then >= 0 else x)
             before = found.x0, a
             if again and then >= 0:
+                # Back to x_t by the forward process (algorithm 1, line 10), so that the known part has its say in what
+                # follows
                 x, before = (a / b) ** 0.5 * x + (1 - a / b) ** 0.5 * noise(), None
-            elif then < 0:
+            elif then < 0:  # the data need no second pass
                 break
         if progress is not None:
             progress(done + 1, len(steps))

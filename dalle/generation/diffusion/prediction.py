@@ -58,7 +58,7 @@ class Limit:
         if self.percentile is None:
             return x0.clamp(-self.value, self.value)
         # Thresholds below 1 would amplify small values instead of limiting large ones
-        bound = x0.float().abs().flatten(1).quantile(self.percentile, dim=1)
+        bound = x0.float().abs().flatten(1).quantile(self.percentile, dim=1)  # [B]
         bound = bound.clamp(1.0, max(self.value, 1.0)).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
         return torch.minimum(torch.maximum(x0, -bound), bound) / bound
 
@@ -69,7 +69,7 @@ def target(kind: Predicts, schedule: Schedule, x0: Tensor, noise: Tensor, steps:
         return noise
     if kind == "sample":
         return x0
-    signal, sigma = schedule.scales(steps, x0)
+    signal, sigma = schedule.scales(steps, x0)  # broadcast over all but the batch
     return signal * noise - sigma * x0
 
 

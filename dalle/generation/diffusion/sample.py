@@ -58,6 +58,7 @@ def candidate_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.de
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def next_noise() -> Tensor:
+        # On the CPU: the same numbers on every device
         return torch.stack([torch.randn(*shape, generator=one) for one in generators]).to(device)
 
     return next_noise
@@ -98,10 +99,10 @@ def sample_from(
     steps = spaced_steps(len(schedule), options.steps, options.spacing)
     if options.draws and noise is None:
         raise ValueError(f"sampler {options.sampler} with eta {options.eta} needs noise in each step: pass some")
-    x, before = start, None
+    x, before = start, None  # -1: the data
     for done, (now, then) in enumerate(zip(steps, [*steps[1:], -1], strict=True)):
         found = denoise(x, now)
-        a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
+        a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)  # alpha-bars of x_t and x_s
         # The last step, to the data itself (then = -1), adds no noise
         added = noise() if options.draws and noise is not None and then >= 0 else None
         x = sampler_step(options, x, found, a, b, added, before)
@@ -166,6 +167,8 @@ def invert(
     for done, (then, now) in enumerate(zip(reversed([*steps[1:], -1]), reversed(steps), strict=True)):
         a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
         scale = (a / b) ** 0.5
+        # ddim_step with sigma 0 is x_s = sqrt(b) x_0 + sqrt(1 - b) epsilon, x_0 = (x_t - sqrt(1 - a) epsilon) /
+        # sqrt(a): solved for x_t
         guess = scale * x + ((1 - a) ** 0.5 - scale * (1 - b) ** 0.5) * denoise(x, now).epsilon
         for _ in range(iterations - 1):  # fixed-point iteration of x_s = ddim_step(x_t), solved for x_t
             found = denoise(guess, now)

@@ -33,7 +33,7 @@ def ddpm_step(x: Tensor, found: Denoised, now: float, then: float, noise: Tensor
     # The beta of a step from x_s to x_t that may skip time steps; alpha is their ratio
     beta = 1 - now / then
     mean = (then**0.5 * beta * found.x0 + (now / then) ** 0.5 * (1 - then) * x) / (1 - now)
-    if then == 1:
+    if then == 1:  # no variance is left
         return mean
     # Variance of the posterior q(x_s | x_t, x_0)
     small = beta * (1 - then) / (1 - now)
@@ -43,7 +43,7 @@ def ddpm_step(x: Tensor, found: Denoised, now: float, then: float, noise: Tensor
         return mean + beta**0.5 * noise
     if found.variance is None:
         raise ValueError("variance is learned, but this network predicts none: set it to small or large")
-    share = (found.variance.to(x.dtype) + 1) / 2
+    share = (found.variance.to(x.dtype) + 1) / 2  # from [-1, 1] to [0, 1]
     log_variance = share * math.log(beta) + (1 - share) * math.log(small)
     return mean + (log_variance / 2).exp() * noise
 
@@ -58,7 +58,7 @@ def ddim_step(found: Denoised, now: float, then: float, eta: float = 0.0, noise:
         eta: 0 is deterministic, 1 has the variance of DDPM (small).
         noise: unit Gaussian; needed if eta is above 0.
     """
-    sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
+    sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5  # equation 16
     # Rounding may make the remaining variance slightly negative
     mean = then**0.5 * found.x0 + max(1 - then - sigma**2, 0.0) ** 0.5 * found.epsilon
     return mean if noise is None or not sigma else mean + sigma * noise
@@ -79,13 +79,14 @@ def dpm_solver_step(
     """
     if then == 1:
         return found.x0
-    width = _half_log_snr(then) - _half_log_snr(now)
+    width = _half_log_snr(then) - _half_log_snr(now)  # h of the paper, above 0
     x0 = found.x0
     if before is not None:
         old, at = before
         # Second order: extrapolate x_0 from the last two predictions
         ratio = (_half_log_snr(now) - _half_log_snr(at)) / width
         x0 = x0 + (x0 - old) / (2 * ratio)
+    # Exact for an x_0 that does not change
     return ((1 - then) / (1 - now)) ** 0.5 * x - then**0.5 * math.expm1(-width) * x0
 
 

@@ -24,6 +24,7 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 class _Sequences(ctypes.Structure):
     """`struct Sequences` of attention.h."""
 
+    # Order and types as in C: ctypes cannot check them
     _fields_ = (
         *((name, _POINTER) for name in ("q", "k", "v")),
         ("strides", _NUMBER * 9),
@@ -46,6 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     """`dalle.kernels.attention.attend` for whole sequences in training; None if PyTorch is faster or required."""
     if dropout or q.shape != k.shape or not _wanted(q, mask):
         return None
+    # A str is "causal"
     return attend_sequences(torch.stack((q, k, v)), mask if isinstance(mask, Tensor) else None, isinstance(mask, str))
 
 
@@ -64,6 +66,7 @@ def _wanted(x: Tensor, mask: Mask) -> bool:
 
 def usable(x: Tensor) -> bool:
     """Whether `attend_sequences` can take queries, keys or values [..., T, D] like these."""
+    # Head widths are multiples of 32, as 16 x 16 words of two channels are transposed at a time
     return allows_native(x) and x.dtype == torch.bfloat16 and not x.shape[-1] % 32 and x.stride(-1) == 1 and _fast()
 
 
@@ -99,6 +102,7 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         _, batch, heads, tokens, channels = qkv.shape
         out = qkv.new_empty(batch, tokens, heads, channels)
+        # Saved, so that the backward pass can recompute the attention weights without another softmax
         lse = torch.empty(batch, heads, tokens, dtype=torch.float32, device="cpu")
         mask = None if mask is None else mask.contiguous()
         arguments = _arguments(qkv, mask, causal, out, lse)
@@ -113,19 +117,19 @@ class _Attend(torch.autograd.Function):
         qkv, mask, out, lse = ctx.saved_tensors
         arguments = _arguments(qkv, mask, ctx.causal, out, lse)
         out_grad = gradient.to(out.dtype).transpose(1, 2).contiguous()
-        batch, tokens, heads, channels = out.shape
+        batch, tokens, heads, channels = out.shape  # of [B, T, H, D]
         # In the layout of the projection that made qkv, whose backward pass then needs no copy
         grads = out.new_empty(batch, tokens, 3, heads, channels)
         arguments.out_grad = out_grad.data_ptr()
         arguments.q_grad, arguments.k_grad, arguments.v_grad = (grads[:, :, i].data_ptr() for i in range(3))
         arguments.grad_stride = grads.stride(1)
         bindings.functions()["attention_backward"](ctypes.byref(arguments), torch.get_num_threads())
-        return grads.permute(2, 0, 3, 1, 4), None, None
+        return grads.permute(2, 0, 3, 1, 4), None, None  # [B, T, 3, H, D] to [3, B, H, T, D]
 
 
 def _arguments(qkv: Tensor, mask: Tensor | None, causal: bool, out: Tensor, lse: Tensor) -> _Sequences:
     _, batch, heads, tokens, channels = qkv.shape
-    strides = [stride for part in qkv for stride in part.stride()[:3]]
+    strides = [stride for part in qkv for stride in part.stride()[:3]]  # of batch, head and token
     return _Sequences(
         *(part.data_ptr() for part in qkv),
         (_NUMBER * 9)(*strides),

@@ -58,6 +58,7 @@ def functions() -> dict[str, Callable[..., Any]]:
     for name in _NAMES:
         function = getattr(compiled, name)
         kind = next(kind for kind in _ARGUMENTS if name == kind or name.startswith(kind + "_"))
+        # Without argtypes ctypes would pass addresses as 32-bit integers
         function.argtypes, function.restype = _ARGUMENTS[kind], _NUMBER if kind == "sample" else None
         found[name] = function
     return found

@@ -24,6 +24,7 @@ _FOLDER = Path(__file__).parent / "csrc"
 # No -ffast-math: it would make the linker flush denormals to zero in the whole process.
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    # -w: the warnings of a compiler that we do not know would help no user
     *("-fopenmp", "-fPIC", "-shared", "-w"),
 )
 BACKGROUND = "DALLE_COMPILE_IN_BACKGROUND"
@@ -49,7 +50,7 @@ def library() -> ctypes.CDLL | None:
         if not is_intact(path):
             if os.environ.get(BACKGROUND):
                 _compile_in_background(path)
-                return None
+                return None  # this process uses PyTorch's kernels
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -77,6 +78,7 @@ def _compile_in_background(path: Path) -> None:
         "compiling native kernels for this CPU in the background, once, some 15 seconds: %s; this command does without",
         path,
     )
+    # That process must wait for its library
     environment = {name: value for name, value in os.environ.items() if name != BACKGROUND}
     own = str(Path(__file__).parents[3])  # where this package was imported from
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [own, environment.get("PYTHONPATH")]))
@@ -94,6 +96,7 @@ def _compile_in_background(path: Path) -> None:
 def _compile(compiler: list[str], path: Path) -> None:
     """Compile atomically: one process may be killed, and several may start at once, of which one compiles."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The temporary folder is beside the target, as `os.replace` works within one file system only
     with _lock(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         if path.is_file() and is_intact(path):  # another process has compiled it in the meantime
             return
@@ -123,7 +126,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _remove_old(cache: Path) -> None:
     """Remove libraries of earlier versions. A process that has one loaded keeps it."""
-    files = sorted(cache.glob("native-*.so"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(cache.glob("native-*.so"), key=lambda file: file.stat().st_mtime, reverse=True)  # newest first
     for file in files[_MAX_CACHED:]:
         file.unlink(missing_ok=True)
         file.with_suffix(".lock").unlink(missing_ok=True)
@@ -140,6 +143,7 @@ def _threads() -> list[str]:
 def _fingerprint(compiler: list[str]) -> str:
     """A hash of all that the compiled code depends on: sources, flags, compiler, OpenMP and CPU features."""
     version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    # Part of the fingerprint, as machines with different CPUs may share a home folder
     with open("/proc/cpuinfo", "rb") as lines:
         flags = next((line for line in lines if line.lower().startswith((b"flags", b"features"))), b"")
     sources = [file.read_bytes() for file in sorted(_FOLDER.glob("*.[ch]*"))]

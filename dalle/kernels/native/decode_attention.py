@@ -30,6 +30,7 @@ def struct(name: str, **fields: type) -> type[ctypes.Structure]:
 
 Norm = struct("Norm", weight=pointer, bias=pointer, eps=ctypes.c_float, rms=ctypes.c_int32)
 Matrix = struct("Matrix", weight=pointer, scale=pointer, bias=pointer, n=number, k=number)
+# Order and types of the fields as in csrc/decode_attention.h: ctypes cannot check them
 Attention = struct(
     "Attention",
     **dict.fromkeys(("batch", "tokens", "heads", "kv_heads", "head_width", "room", "position"), number),
@@ -48,7 +49,7 @@ class Addresses(list[Tensor]):
         """The address of a tensor in float32, copied if necessary; None for None."""
         if tensor is None:
             return None
-        self.append(tensor.detach().float().contiguous())
+        self.append(tensor.detach().float().contiguous())  # small: norms, biases, scales
         return self[-1].data_ptr()
 
     def norm(self, norm: NormWeights | None) -> ctypes.Structure:
@@ -58,7 +59,7 @@ class Addresses(list[Tensor]):
     def matrix(self, matrix: MatrixWeights) -> ctypes.Structure:
         """`struct Matrix` of a linear layer."""
         count, width = matrix.weight.shape
-        self.append(matrix.weight.detach())
+        self.append(matrix.weight.detach())  # in place: weights are never copied
         return Matrix(self[-1].data_ptr(), self.of(matrix.scale), self.of(matrix.bias), count, width)
 
     def attention(
@@ -75,6 +76,7 @@ class Addresses(list[Tensor]):
         return Attention(
             batch=batch, heads=heads, kv_heads=kv_heads, head_width=width, room=room, rotate_values=rotate_values,
             q_norm=self.norm(q_norm), k_norm=self.norm(k_norm),
+            # One weight for all heads, or one per head
             norm_stride=width if q_norm is not None and q_norm.weight.ndim > 1 else 0,
             keys=cache.keys[layer].data_ptr(), values=cache.values[layer].data_ptr(),
         )  # fmt: skip
@@ -103,13 +105,14 @@ class CachedAttention:
         mixed = qkv.new_empty(*qkv.shape[:2], self.attention.heads * self.attention.head_width)
         alive = set_tokens(self.attention, qkv.shape[1], mask, to_float32(rope), cache.position)
         self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
-        work = 2 * mixed.numel() * (cache.position + 1)
+        work = 2 * mixed.numel() * (cache.position + 1)  # scores, and the sum of the values
         self.function(ctypes.byref(self.attention), bindings.threads(work))
         del alive  # not earlier: the call reads their memory
         return mixed
 
 
 # What was prepared for each layer of a cache; None: there is no native code for it
+# Weak keys: what was prepared goes with its cache
 prepared: WeakKeyDictionary[KVCache, dict[int, CachedAttention | None]] = WeakKeyDictionary()
 
 
@@ -125,6 +128,7 @@ def decode_attention(
     dropout: float = 0.0,
 ) -> Tensor | None:
     """`dalle.kernels.decode_attention.decode_attention`, for a few tokens per sequence after the prefill."""
+    # Position 0 is the prefill, whose many rows PyTorch multiplies faster; full attention (None) has no native code
     if not cache.position or mask is None or dropout or not allows_native_inference(qkv) or qkv.shape[1] > MAX_TOKENS:
         return None
     if not has_room(cache, *qkv.shape[:2]) or qkv.dtype != cache.keys.dtype:
@@ -199,6 +203,7 @@ def set_tokens(
         _check_mask(mask, attention.batch, tokens, position + tokens)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
+        # One mask for the whole batch is read again for each sequence: stride 0
         attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
     return mask, rope
 

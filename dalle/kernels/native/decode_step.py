@@ -58,6 +58,7 @@ def _supported(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
     matrices = [matrix for layer in layers for matrix in _matrices(layer)]
     first = matrices[0].weight
     return (
+        # One function runs all matrices, so they must share a dtype
         len({matrix.weight.dtype for matrix in matrices}) == 1
         and all(matrix.weight.device.type == "cpu" for matrix in matrices)
         and (first.dtype == torch.int8 or first.dtype == cache.keys.dtype)
@@ -111,6 +112,7 @@ class Step:
         inner, rows_of_qkv = self.heads * head, (self.heads + 2 * cache.keys.shape[2]) * head
         # Activations between the operations: float32, allocated once
         sizes = {"x": width, "normed": width, "qkv": rows_of_qkv, "mixed": inner, "wide": up.shape[0]}
+        # `narrow`: activations rounded to the weights' dtype
         sizes |= {"active": hidden, "narrow": max(width, inner, hidden)}
         self.buffers = {
             name: torch.empty(rows, size, dtype=torch.float32, device="cpu") for name, size in sizes.items()
@@ -119,6 +121,7 @@ class Step:
         self.layers = (_Layer * len(layers))(
             *(self._layer(one, cache, i, rotate_values) for i, one in enumerate(layers))
         )
+        # The blocks run one after another, so one buffer serves all
         for layer in self.layers:
             layer.attention.qkv, layer.attention.mixed = addresses["qkv"], addresses["mixed"]
         self.step = _Step(
@@ -142,6 +145,7 @@ class Step:
         self.buffers["x"].copy_(x.flatten(0, 1))
         self.function(ctypes.byref(self.step), bindings.threads(self.step.rows * self.step.width * self.step.hidden))
         del alive  # not earlier: the call reads their memory
+        # A copy, as the next step overwrites the buffer
         return self.buffers["x"].to(x.dtype, copy=True).view(x.shape)
 
     def _layer(self, layer: LayerWeights, cache: KVCache, index: int, rotate_values: bool) -> ctypes.Structure:

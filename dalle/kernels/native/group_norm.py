@@ -46,12 +46,13 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor:
         images, channels, height, width = x.shape
+        # Even in bfloat16 models, whose affine parameters are tiny
         scale, shift = (t.detach().float().contiguous() for t in (weight, bias))
         mean, inverse_std = torch.empty(2, images, groups, dtype=torch.float32, device="cpu").unbind()
         y = torch.empty_like(x, memory_format=torch.channels_last)
         function = bindings.functions()[f"group_norm_forward_{bindings.DTYPE_NAMES[x.dtype]}"]
         tensors = (x, scale, shift, mean, inverse_std, y)
-        shape = (images, height * width, channels, groups)
+        shape = (images, height * width, channels, groups)  # B, P, C, G of group_norm.h
         function(*(t.data_ptr() for t in tensors), *shape, epsilon, swish, bindings.threads(8 * x.numel()))
         ctx.save_for_backward(x, scale, shift, mean, inverse_std)
         ctx.shape, ctx.swish, ctx.dtype = shape, swish, weight.dtype

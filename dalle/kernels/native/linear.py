@@ -50,6 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
         y.data_ptr(),
         rows,
         count,
+        # An estimate of the work: more threads than it is worth would cost time
         width,
         threads(rows * count * width),
     )

@@ -39,6 +39,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         images, or another layout, dtype, number of channels or device.
     """
     parameters = [weight] if bias is None else [weight, bias]
+    # Checked before autocast's casts below, which would make new tensors of subclasses
     if not all(allows_native(t) for t in (x, *parameters)):
         return None
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
@@ -84,6 +85,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias = None if bias is None else bias.dtype
+        # Shaped [N, K, 3, 3] to [3, 3, K, N]: output channels side by side, as vectors of them are computed at once
         return _convolve(
             x, weight.permute(2, 3, 1, 0).float().contiguous(), None if bias is None else bias.float().contiguous()
         )
@@ -98,6 +100,7 @@ class _Convolution(torch.autograd.Function):
             # The input's gradient is the convolution of the output's with the flipped, transposed kernel
             x_grad = _convolve(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
         if ctx.needs_input_grad[1]:
+            # As in the forward pass: [3, 3, K, N]
             kernel = torch.empty(3, 3, *weight.shape[1::-1], dtype=torch.float32, device="cpu")
             bindings.functions()[f"winograd_backward_{bindings.DTYPE_NAMES[x.dtype]}"](
                 *(t.data_ptr() for t in (x, gradient, kernel)),
@@ -106,5 +109,5 @@ class _Convolution(torch.autograd.Function):
             )
             weight_grad = torch.empty_like(weight).copy_(kernel.permute(3, 2, 0, 1))
         if ctx.needs_input_grad[2]:
-            bias_grad = gradient.float().sum((0, 2, 3)).to(ctx.bias)
+            bias_grad = gradient.float().sum((0, 2, 3)).to(ctx.bias)  # over images and pixels
         return x_grad, weight_grad, bias_grad

@@ -35,6 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: flo
     """
     if k.shape[1] != q.shape[1]:
         return _attend_grouped(q, k, v, mask, dropout)
+    # Only the device knows which query this is, so its keys are gathered by tensors, not by slices
     if isinstance(mask, GatheredKeys):
         k, v = k.index_select(2, mask.keys), v.index_select(2, mask.keys)
         return attention.attend(q, k, v, mask.valid[None], dropout)
@@ -63,6 +64,7 @@ def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask, dropout: f
             mask = mask.expand(*mask.shape[:-2], group, mask.shape[-1])
         queries = q.squeeze(2).unflatten(1, (-1, group))
         return attend(queries, k, v, mask if isinstance(mask, Tensor) else None, dropout).flatten(1, 2).unsqueeze(2)
+    # With several queries, a copy of the keys costs little beside the products
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     return attend(q, k, v, mask, dropout)
 

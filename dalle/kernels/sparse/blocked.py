@@ -55,13 +55,14 @@ class _Attend(torch.autograd.Function):
             _gather(q[:, :, begin:], at.queries, at), _gather(k[:, :, text:], at.keys, at),
             _gather(v[:, :, text:], at.keys, at), attn_mask=at.bias,
         )  # fmt: skip
+        # Back in order: results [B, H, T', D] and log-sum-exps [B, H, T', 1] of the image queries
         image, image_lse = _ungather(image, q, at), _ungather(image_lse[..., None], q, at)
         if text:
             # All queries to the text keys: causal for text queries, everything for image queries. The kernel's causal
             # mask aligns the first query with the first key, so one call does both.
             mixed, text_lse = _forward(q, k[:, :, :text], v[:, :, :text], is_causal=begin > 0)
             text_lse = text_lse[..., None]  # [B, H, T, 1]
-            lse = torch.logaddexp(text_lse[:, :, begin:], image_lse)
+            lse = torch.logaddexp(text_lse[:, :, begin:], image_lse)  # [B, H, T', 1]
             image = image * (image_lse - lse).exp() + mixed[:, :, begin:] * (text_lse[:, :, begin:] - lse).exp()
             mixed, lse = (torch.cat((old[:, :, :begin], new), 2) for old, new in ((mixed, image), (text_lse, lse)))
         else:
@@ -90,6 +91,7 @@ class _Attend(torch.autograd.Function):
         text_grads = _backward(
             gradient, q, k[:, :, :text], v[:, :, :text], mixed, lse[..., 0].contiguous(), 0.0, begin > 0
         )
+        # Text queries see text only; image queries get a part of their gradient from either side
         q_grad = torch.cat((text_grads[0][:, :, :begin], text_grads[0][:, :, begin:] + q_grad), 2)
         return q_grad, torch.cat((text_grads[1], k_grad), 2), torch.cat((text_grads[2], v_grad), 2), None, None
 

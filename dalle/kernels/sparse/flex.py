@@ -34,6 +34,7 @@ def runs(dtype: torch.dtype, device: torch.device, width: int, backward: bool) -
     """Whether FlexAttention compiles here for this head width: tried once, with a warning if it does not."""
     try:
         with torch.set_grad_enabled(backward):
+            # More than one block of 128
             q, k, v = torch.ones(3, 1, 1, 200, width, dtype=dtype, device=device, requires_grad=backward)
             mixed = attend(q, k, v, Pattern("row", 5, 15))
             if backward:
@@ -70,8 +71,8 @@ def _blocks(pattern: Pattern, length: int, device: torch.device) -> tuple[Tensor
     if pattern.kind != "column":
         return None, _block_mask(seen.to(device))
     rows = -(-(length - pattern.text) // pattern.width)
-    image = torch.arange(rows * pattern.width).view(rows, pattern.width).T.flatten() + pattern.text
-    order = torch.cat((torch.arange(pattern.text), image[image < length]))
+    image = torch.arange(rows * pattern.width).view(rows, pattern.width).T.flatten() + pattern.text  # column by column
+    order = torch.cat((torch.arange(pattern.text), image[image < length]))  # the last line may be incomplete
     return order.to(device), _block_mask(seen[order][:, order].to(device))
 
 

@@ -181,9 +181,17 @@ class EmbeddingDecoder:
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
             small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
-            large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)
+            large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)  # [b, 3, H, H]
             images += to_images(to_unit(large))
         return images
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check the options of a call before anything is sampled.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        self._sampling(options)
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         """The sampling options of a call, which the parts of this model must have.
@@ -213,6 +221,7 @@ class EmbeddingDecoder:
         if self.prior is None:
             raise ValueError("this model has no prior, so it makes images of images alone: vary or blend some")
         nothing = None
+        # CLIP must read the null caption where it is a text: the empty one, or a negative prompt
         if negative is not None or self.prior.config.null_caption == "empty":
             nothing = self.clip.text_states([negative or ""])
         return sample_embeddings(self.prior, text, seeds, options, noise, nothing)
@@ -220,7 +229,7 @@ class EmbeddingDecoder:
     def _unguided_denoiser(self, z: Tensor) -> Denoiser:
         """The decoder conditioned on z only; guidance and clipping could not be inverted."""
         if isinstance(self.decoder, LatentDecoder):
-            return latent_denoiser(self.decoder, z, z)
+            return latent_denoiser(self.decoder, z, z)  # guidance 1: the second is not called
         empty = repeated(self.clip.text_states([""]), len(z))
         return decoder_denoiser(self.decoder, z, empty, empty)
 
@@ -291,6 +300,7 @@ class EmbeddingDecoder:
         last = None
         if self.upsampler_last is not None:
             total, sampler = self.upsampler.config.schedule.steps, options.sampler
+            # The step that it takes
             last = self.upsampler_last, spaced_steps(total, sampler.steps, sampler.spacing)[-1]
         denoise = upsampler_denoiser(self.upsampler, small, options.limit(), last)
         return self._sample("upsampler", denoise, options, seeds, inpainting, meter, noise)
@@ -309,10 +319,10 @@ class EmbeddingDecoder:
         model = self.decoder if stage == "decoder" else self.upsampler
         assert model is not None
         shape = image_shape(model)
+        # One generator per candidate and stage: a candidate does not depend on its batch
         source = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
         if noise is not None:  # another implementation's numbers, to compare with it image by image
             source = noise_of_stage(noise, stage, (len(seeds), *shape))
-        # One generator per candidate and stage: a candidate does not depend on its batch
         schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
         if inpainting is None:
             return sample(denoise, schedule, options.sampler, source, progress)

@@ -107,7 +107,7 @@ class UnCLIP(EmbeddingDecoder):
         meter = ProgressMeter(progress, len(rows), sampling.image_steps(self.upsampler is not None))
         images: list[Image.Image] = []
         scores: list[Tensor] = []
-        at_once = self._rows_that_fit(guided=sampling.decoder.guidance != 1)
+        at_once = self._rows_that_fit(guided=sampling.decoder.guidance != 1)  # guidance runs two rows for each
         for first in range(0, len(rows), at_once):
             part = rows[first : first + at_once]
             captions, seeds = [prompt for prompt, _ in part], [row_seed for _, row_seed in part]
@@ -214,7 +214,7 @@ class UnCLIP(EmbeddingDecoder):
         options = replace(INVERSION, steps=steps)
         images = self._to_tensors(image)
         z = self._clip_embeds(images)
-        before_embeds, after_embeds = self.clip.encode_text([before, after], normalize=False)
+        before_embeds, after_embeds = self.clip.encode_text([before, after], normalize=False)  # [D] each
         thetas = [theta * frame / (frames - 1) for frame in range(frames)] if frames > 1 else [theta]
         rotated = torch.cat([text_difference(z, before_embeds, after_embeds, angle) for angle in thetas])
         x_t = self._invert(images, z, options, ITERATIONS)

@@ -120,4 +120,4 @@ def noise_of_stage(noise: StageNoise, stage: Stage, shape: tuple[int, ...]) -> N
 def stage_seeds(seeds: Sequence[int], stage: Stage) -> list[int]:
     """Seeds of one stage, by a hash: with the same seed in all stages, their noise would be correlated."""
     digests = (hashlib.blake2b(f"{seed}/{stage}".encode(), digest_size=8).digest() for seed in seeds)
-    return [int.from_bytes(digest, "big") >> 1 for digest in digests]
+    return [int.from_bytes(digest, "big") >> 1 for digest in digests]  # generators take less than 2^63

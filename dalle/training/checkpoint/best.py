@@ -138,6 +138,7 @@ class BestTracker:
 def validations(log: Path) -> list[tuple[int, dict[str, float]]]:
     """Read the validations of a metrics.jsonl, as pairs of step and metrics."""
     found = []
+    # Lines that are no metrics, such as one cut short by a crash, are skipped
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         metrics = logged(line)
         if metrics is not None and any(name.startswith("validation/") for name in metrics):

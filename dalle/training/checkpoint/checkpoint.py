@@ -74,6 +74,7 @@ class Checkpoint:
         """Collect the state of a run after `step` steps. Tensors are referenced, not copied."""
         return cls(
             step=step,
+            # Nothing is copied: no step runs until all of it is written
             weights=state.state_dict(),
             ema=None if ema is None else ema.state,
             optimizers={name: optimizer_state_dict(optimizer, state) for name, optimizer in optimizers.items()},
@@ -141,7 +142,7 @@ def save(
             checksums.write(folder, dict(found))
     # Deleting only after the new folder has its final name means that there always is a complete checkpoint
     if accelerator.is_main_process:
-        for old in folders(run)[:-keep]:
+        for old in folders(run)[:-keep]:  # oldest first
             if best is None or old != folder_of(run, best):
                 shutil.rmtree(old)
     return target
@@ -156,6 +157,7 @@ def _shared_atomic_folder(target: Path, accelerator: Accelerator) -> Iterator[Pa
         return
     own = atomic_folder(target) if accelerator.is_main_process else nullcontext(target)
     with own as folder:
+        # The temporary name is random and known to the main process alone
         folder = Path(broadcast_object_list([str(folder)])[0])
         yield folder
         accelerator.wait_for_everyone()  # all files are written: the main process may rename the folder
@@ -181,6 +183,7 @@ def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     tensors |= {f"average:{name}": value for name, value in (checkpoint.ema or {}).items()}
     steps: dict[str, dict[str, float]] = {}
     for phase, moments in checkpoint.optimizers.items():
+        # Step counts are scalars: not sharded, and small enough for state.pt
         steps[phase] = {name: float(state["step"]) for name, state in moments.items()}
         for name, state in moments.items():
             tensors |= {f"{key}:{name}": value for key, value in state.items() if key != "step"}
@@ -224,6 +227,7 @@ def export_weights(folder: Path) -> dict[str, Tensor | LazyTensor]:
     """
     if (folder / "shards").is_dir():
         stored = sharded_checkpoint.open_shards(folder / "shards")
+        # Without an EMA, the model among the task's modules; a discriminator is not exported
         first = "average:" if any(name.startswith("average:") for name in stored) else "weights:model."
         return {name.removeprefix(first): tensor for name, tensor in stored.items() if name.startswith(first)}
     if (folder / "average.safetensors").exists():

@@ -29,7 +29,7 @@ def check(folder: Path, rank: int = 0, world: int = 1) -> None:
     Raises:
         ValueError: a file or SHA256SUMS is missing, or a checksum differs.
     """
-    for name, digest in list(_read(folder / SUMS).items())[rank::world]:
+    for name, digest in list(_read(folder / SUMS).items())[rank::world]:  # each process takes its share
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if sha256(folder / name) != digest:

@@ -57,7 +57,7 @@ def load_latest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint
             f"no checkpoint in {found[0].parent} is intact: {summary}; restore one from a backup, or start again in "
             "another run.dir"
         )
-    for folder, reason in damaged.items() if rank == 0 else ():
+    for folder, reason in damaged.items() if rank == 0 else ():  # one process renames
         aside = _set_aside(folder)
         log.warning("the checkpoint %s is damaged (%s): renamed to %s", folder, reason, aside.name)
     if damaged and rank == 0:
@@ -93,6 +93,7 @@ def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
         if out_of_memory(error) is not None:  # the file may be fine: do not call it damaged
             raise
         return str(error)
+    # Counts from state.pt, which is written last: files lost since then are noticed
     if len(sharded_checkpoint.files(folder / "shards")) != found.shares:
         return f"expected {found.shares} shards, found {len(sharded_checkpoint.files(folder / 'shards'))}"
     if found.averaged and found.ema is None:

@@ -28,6 +28,7 @@ def moments_by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, stat
     run splits the latter into two groups (shards and scalars), which are merged here to recover the indices.
     """
     order = {id(parameter): (place, name) for place, (name, parameter) in enumerate(state.named_parameters())}
+    # The first group decays, the others do not
     first, *rest = ([order[id(p)] + (p,) for p in group["params"]] for group in optimizer.param_groups)
     numbered = first + sorted((entry for group in rest for entry in group), key=lambda entry: entry[0])
     found: Moments = {}
@@ -42,5 +43,6 @@ def load_moments(optimizer: AcceleratedOptimizer, state: nn.Module, moments: Mom
     """Load moments and step counts by parameter name; hyperparameters stay those of the recipe."""
     names = {id(parameter): name for name, parameter in state.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # torch's numbering of this run
     entry = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
     optimizer.load_state_dict({"state": entry, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -79,6 +79,7 @@ def _load_full(
 ) -> None:
     """Load full tensors; in a sharded run every process keeps its shard of each."""
     own = state.state_dict()
+    # `load_into` reports unknown names
     load_into(state, {n: shard_like(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
     for name, optimizer in optimizers.items():
         if is_sharded(own.values()):
@@ -86,6 +87,7 @@ def _load_full(
         else:
             optimizer.load_state_dict(saved.optimizers[name])
     if ema is not None:
+        # An EMA switched on since begins at the weights
         averaged = model_weights(saved.weights) if saved.ema is None else saved.ema
         ema.load({name: shard_like(averaged[name], value) for name, value in ema.state.items()})
 

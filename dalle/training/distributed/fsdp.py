@@ -78,6 +78,7 @@ class Sharding:
         for name in methods:
             if self.compute != torch.float32:
                 setattr(model, name, torch.autocast(self.device.type, self.compute)(getattr(model, name)))
+            # FSDP gathers weights for `forward` only, unless told of other entry points
             register_fsdp_forward_method(model, name)
         return model
 
@@ -86,6 +87,7 @@ def _to_dtensor(shard: Tensor, parameter: Tensor, mesh: DeviceMesh) -> Tensor:
     """Wrap a local shard as a DTensor sharded over rows; scalars are returned as they are."""
     if not parameter.ndim:
         return shard
+    # No check: it would communicate
     return DTensor.from_local(
         shard, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
@@ -140,6 +142,7 @@ def shard_like(full: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return full
     placed = full.to(like.device)
+    # Every process has the values: no broadcast
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -159,6 +162,7 @@ def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> N
     if not is_sharded(parameters):
         scaler.unscale_(optimizer)
         return
+    # Shards, then scalars
     parts = [
         _ParamGroups([{"params": [p for p in parameters if is_sharded([p]) == shared]}]) for shared in (True, False)
     ]
@@ -172,7 +176,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     full = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
     total = _sum_of_squares(local_shards, tensors[0].device)
     distributed.all_reduce(total)
-    return total + _sum_of_squares(full, tensors[0].device)
+    return total + _sum_of_squares(full, tensors[0].device)  # each process has the same scalars: counted once
 
 
 def _sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
@@ -201,7 +205,7 @@ def keep_unsharded(model: nn.Module, sharding: Sharding, max_bytes: int) -> Iter
             break
         units.append(cast(FSDPModule, unit))
     for part in units:
-        part.set_reshard_after_forward(False, recurse=False)
+        part.set_reshard_after_forward(False, recurse=False)  # gathered weights stay after each forward pass
         part.unshard()
     try:
         yield len(units)

@@ -61,6 +61,7 @@ class PowerSGD:
     """
 
     def __init__(self, options: PowerSGDConfig):
+        # The same seed in all processes: their random first factors must agree
         self._state = PowerSGDState(
             None, matrix_approximation_rank=options.rank, start_powerSGD_iter=options.start, random_seed=0
         )
@@ -68,7 +69,7 @@ class PowerSGD:
     def mean(self, gradients: list[Tensor]) -> None:
         """Replace gradients in place by their means over all processes; if any is not finite, all become NaN."""
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        finite = torch.isfinite(flat.sum()).float()
+        finite = torch.isfinite(flat.sum()).float()  # one that is not finite makes the sum so
         distributed.all_reduce(finite, distributed.ReduceOp.MIN)
         if not finite:  # skip the hook: the error feedback would carry NaN into every later step
             flat.fill_(float("nan"))
@@ -87,6 +88,7 @@ class PowerSGD:
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs: the error, different in each process, and the shared factors."""
         state = {"steps": torch.tensor(self._state.iter)}
+        # One bucket, number 0
         found = {"error": self._state.error_dict, "p": self._state.p_memory_dict, "q": self._state.q_memory_dict}
         return state | {name: tensors[0] for name, tensors in found.items() if tensors}
 
@@ -131,6 +133,7 @@ def read(folder: Path | None, compressors: Mapping[str, PowerSGD], rank: int, wo
     files = sorted(folder.glob("powersgd-*.safetensors")) if folder and compressors else []
     if not files:
         return
+    # Else all files, for the mean
     stored = [read_tensors(file) for file in ([files[rank]] if len(files) == world else files)]
     for phase, compressor in compressors.items():
         first = f"{phase}:"

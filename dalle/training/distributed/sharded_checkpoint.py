@@ -40,8 +40,10 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     offsets: dict[str, dict[str, list[int]]] = {}
     for name, tensor in tensors.items():
         shard = local(tensor.detach())
+        # A process has no rows of a tensor with fewer rows than processes
         if shard.numel() if is_sharded([tensor]) else rank == 0:
             own[name] = shard
+            # The first row of this process's chunk, as `torch.chunk` splits them
             first = rank * -(-tensor.shape[0] // world) if is_sharded([tensor]) else 0
             offsets[name] = {"saved_offsets": [first, *[0] * (tensor.ndim - 1)][: tensor.ndim]}
     errors: list[tuple[int, str] | None] = [None] * world
@@ -75,6 +77,7 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     wanted = {name: tensor.detach() for name, tensor in tensors.items() if tensor.ndim}
     alone = not distributed.is_initialized()
     try:
+        # A single process reads without a process group
         load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except CheckpointException as error:
         raise _as_os_error(error) from error
@@ -119,7 +122,7 @@ def _assemble(name: str, shards: list[tuple[list[int], Tensor]], folder: Path) -
         for offset, shard in shards:
             place = tuple(slice(b, b + size) for b, size in zip(offset, shard.shape, strict=True))
             full[place] = shard
-            drop_pages(shard)
+            drop_pages(shard)  # its mapped pages, which have been copied
         return full
 
     return LazyTensor(shape, first.dtype, make)

@@ -43,6 +43,7 @@ class ShardedInit:
             parameter: the full parameter.
             previous: what the module had under this name; its placeholder is reused if shape and dtype fit.
         """
+        # Known already: a parameter that two modules share
         if parameter in self._shards:
             return parameter
         placeholder = previous
@@ -70,7 +71,7 @@ class ShardedInit:
 
     def _store(self, parameter: Tensor, full: Tensor) -> None:
         parts = full.chunk(self.world) if full.ndim else [full] * self.world
-        own = parts[self.rank] if self.rank < len(parts) else full[:0]
+        own = parts[self.rank] if self.rank < len(parts) else full[:0]  # fewer chunks than processes: an empty shard
         if parameter in self._shards:
             self._shards[parameter].copy_(own)
         else:

@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Module):
         blocks: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for layer in range(1, config.layers + 1):
             wider = config.channels * min(2**layer, 8)
-            stride = 2 if layer < config.layers else 1
+            stride = 2 if layer < config.layers else 1  # the last one keeps the resolution
             blocks += [
                 nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False),
                 nn.GroupNorm(math.gcd(32, wider), wider),
@@ -84,6 +84,7 @@ def check_image_size(config: AdversarialConfig, height: int, width: int) -> None
     Raises:
         ValueError: they are too small.
     """
+    # Stride-2 layers halve the side, then two 4x4 convolutions take one row each: a patch must be left
     smallest = 3 * 2**config.layers
     if min(height, width) < smallest:
         raise ValueError(

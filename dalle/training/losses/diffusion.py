@@ -30,7 +30,7 @@ def min_snr_weights(schedule: Schedule, steps: Tensor, predicts: Predicts, gamma
     Returns:
         float32 [B]
     """
-    snr = schedule.signal_to_noise(steps)
+    snr = schedule.signal_to_noise(steps)  # [B]
     clamped = snr.clamp(max=gamma)
     if predicts == "sample":
         return clamped
@@ -55,6 +55,7 @@ def variational_bound(
         float32 [B], bits per dimension.
     """
     shape = (-1, *[1] * (x0.ndim - 1))
+    # Index 0 stands for the data, so that index t is the step before step t
     alpha_bars = torch.cat((schedule.alpha_bars.new_ones(1), schedule.alpha_bars)).to(x0.device)
     current, previous = alpha_bars[steps + 1].view(shape), alpha_bars[steps].view(shape)
     beta = 1 - current / previous
@@ -72,10 +73,11 @@ def variational_bound(
     # KL divergence of two Gaussians; the likelihood of the data at step 0
     ratio = (log_lower - log_variance).exp()
     distance = (true_mean - mean).square() * (-log_variance).exp()
+    # KL(N(m1, v1) || N(m2, v2)) = (log v2 - log v1 + v1 / v2 - 1 + (m1 - m2)^2 / v2) / 2
     divergence = (log_variance - log_lower + ratio - 1 + distance) / 2
     nll = -_log_likelihood(x0.double(), mean, log_variance / 2)
     nats = torch.where((steps == 0).view(shape), nll, divergence)
-    return (nats.flatten(1).mean(1) / math.log(2)).float()
+    return (nats.flatten(1).mean(1) / math.log(2)).float()  # bits per dimension
 
 
 def _log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ def _log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     scale = (-log_std).exp() / math.sqrt(2)
 
     def cdf(x: Tensor) -> Tensor:
-        return (1 + torch.erf((x - mean) * scale)) / 2
+        return (1 + torch.erf((x - mean) * scale)) / 2  # of a Gaussian
 
     upper, lower = cdf(x0 + _HALF_BIN), cdf(x0 - _HALF_BIN)
     probability = torch.where(x0 < -0.999, upper, torch.where(x0 > 0.999, 1 - lower, upper - lower))

@@ -159,6 +159,7 @@ class CLIPPerceptual(_Frozen):
         """Images [B, 3, H, W] in [0, 1], resized to CLIP's size -> one map [B, C, h, w] per block."""
         size = self.clip.config.image_size
         if images.shape[-2:] != (size, size):
+            # Antialiased: without it, the gradient would see a few pixels of a large image only
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         return self.clip.features(images)
 
@@ -218,6 +219,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     """Read a weights file; returns tensors with the names of `LPIPS`."""
     tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
     if any(name.startswith(_PREFIX) for name in tensors):
+        # A checkpoint of taming
         tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
     renamed = {}
     for name, value in tensors.items():
@@ -237,7 +239,7 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: contains more than tensors ({reason}); convert it to .safetensors") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    state = state.get("state_dict", state) if isinstance(state, dict) else state  # as Lightning nests it
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file}: expected named tensors, as `torch.save(model.state_dict(), ...)` writes them")
     return state

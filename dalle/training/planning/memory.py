@@ -56,7 +56,7 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     """
     sharded = setup.layout == "fsdp" and setup.devices > 1
     share = setup.devices if sharded else 1
-    state = _FLOAT * size.parameters // share
+    state = _FLOAT * size.parameters // share  # ZeRO-3
     static = state * (3 + setup.average)  # weights, two moments, and the EMA
     heads, allreduce_buffer = _heads(size, setup), state if setup.layout == "ddp" and setup.devices > 1 else 0
     parts = _activations(size, setup)
@@ -239,4 +239,4 @@ def sampling_budget(size: ModelSize, setup: TrainSetup, rows: int) -> int:
 def cache_bytes(size: ModelSize, number: int = 2) -> int:
     """Bytes of the KV cache of one image and its caption, with `number` bytes per number."""
     shape = size.config.transformer
-    return 2 * shape.depth * shape.key_heads * shape.head_width * size.tokens * number
+    return 2 * shape.depth * shape.key_heads * shape.head_width * size.tokens * number  # keys and values

@@ -90,7 +90,7 @@ def plan(recipe: DALLERecipe, cluster: Cluster) -> Plan:
     size = ModelSize.of(recipe.model)
     choices = [
         _fastest_fitting(list(own), cluster)
-        for _, own in itertools.groupby(_options_of(recipe, size, cluster), key=_layout)
+        for _, own in itertools.groupby(_options_of(recipe, size, cluster), key=_layout)  # neighbors, in this order
     ]
     fitting = [choice for choice in choices if fits(choice, cluster)]
     best = min(fitting, key=lambda choice: choice.seconds, default=None)
@@ -144,6 +144,7 @@ def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Itera
     own = recipe.run.batch_size // cluster.devices
     layouts: tuple[Layout, ...] = ("ddp", "fsdp") if cluster.devices > 1 else ("ddp",)
     for layout, checkpointing in itertools.product(layouts, (False, True)):
+        # The same for all micro-batch sizes
         seconds = own * operations(size, checkpointing) / (cluster.peak * cluster.utilization)
         for images in range(own, 0, -1):
             if own % images == 0:
@@ -171,7 +172,7 @@ def _layout(choice: Option) -> tuple[Layout, bool]:
 def _fastest_fitting(choices: list[Option], cluster: Cluster) -> Option:
     """The option with the largest micro-batch that fits; the one with the least memory if none does."""
     fitting = [choice for choice in choices if fits(choice, cluster)]
-    return fitting[0] if fitting else min(choices, key=lambda choice: choice.memory.peak)
+    return fitting[0] if fitting else min(choices, key=lambda choice: choice.memory.peak)  # the first is the largest
 
 
 def _devices_needed(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> int | None:
@@ -239,6 +240,7 @@ def _what_would_fit(found: Plan) -> str:
     ways = [f"devices of {_bytes(least.memory.peak / (1 - cluster.spare))} or more"]
     if found.devices_needed is not None:
         ways.append(f"{found.devices_needed} devices (--gpus)")
+    # Shown only if it alone would do
     if least.memory.average and least.memory.peak - least.memory.average <= cluster.usable:
         ways.append("no EMA (optim.ema=null)")
     return (

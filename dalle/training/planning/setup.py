@@ -50,6 +50,7 @@ class ModelSize:
             sum(
                 p.numel()
                 for name, module in model.named_modules()
+                # The loss casts the heads itself, and frees the copies at its end
                 if isinstance(module, nn.Linear) and not name.endswith("_head")
                 for p in module.parameters()
             ),

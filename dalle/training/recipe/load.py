@@ -60,7 +60,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
 def tokens_per_image(recipe: LoopRecipe) -> int:
     """Return the number of tokens per training pair: caption (including padding) and image; for diffusion, pixels."""
     if isinstance(recipe, DALLERecipe):
-        return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]
+        return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]  # row ends are not counted
     if isinstance(recipe, CLIPRecipe):
         return recipe.model.text_length + (recipe.model.image_size // recipe.model.patch_size) ** 2
     if isinstance(recipe, PriorRecipe):

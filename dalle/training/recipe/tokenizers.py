@@ -39,6 +39,10 @@ class ImageTokenizerRecipe:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
+    init_from: str | None = None
+    """VQGAN of ours to go on from. One of another `patch` is made to draw the same image at the size of this one."""
+    lock: Literal["encoder"] | None = None
+    """encoder: keep the codes of `init_from`, so that models of them can be drawn by the decoder that is trained."""
     l1_weight: Weight = 1.0
     """Weight of the mean absolute error (VQGAN)."""
     codebook_weight: Weight = 1.0
@@ -58,6 +62,10 @@ class ImageTokenizerRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
+        if self.init_from is not None and self.model.kind != "vqgan":
+            raise ValueError(f"init_from is for a VQGAN, and model.kind is {self.model.kind}: set init_from=null")
+        if self.lock is not None and self.init_from is None:
+            raise ValueError("lock freezes pretrained weights: give them as init_from, or set lock=null")
         # The relaxation divides logits by it
         if min(self.temperature.first, self.temperature.last) <= 0:
             raise ValueError(

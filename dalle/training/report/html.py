@@ -128,6 +128,7 @@ def _images(run: Path, config: dict[str, Any]) -> str:
     if not files:
         return ""
     count = min(_IMAGES, len(files))
+    # The newest and the oldest included
     chosen = dict.fromkeys(files[round(n * (len(files) - 1) / max(1, count - 1))] for n in range(count))
     metrics = "\n".join(_image(file) for file in chosen)
     prompts = [str(prompt) for prompt in config.get("prompts") or ()]

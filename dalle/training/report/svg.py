@@ -37,6 +37,7 @@ class Axis:
         """Build an axis that fits `values`; if they are all equal up to rounding, they are in the middle."""
         low, high = min(values), max(values)
         if math.isclose(low, high, rel_tol=1e-6):
+            # A constant lies in the middle
             low, high = (low / 2, high * 2) if log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
         return cls(low, high, start, end, log)
 
@@ -50,12 +51,13 @@ class Axis:
         if not self.log:
             return _round_numbers(self.low, self.high)
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        # Few decades: 1, 2 and 5 of each; many: powers of ten
         for digits in ((1, 2, 5), (1,)):
             found = [float(f"{m}e{k}") for k in decades for m in digits]
             found = [value for value in found if self.low <= value <= self.high]
             if len(found) <= 8:
                 break
-        if len(found) < 3:
+        if len(found) < 3:  # less than a decade or so: a linear scale's numbers
             return _round_numbers(self.low, self.high)
         return found[:: math.ceil(len(found) / 8)]
 
@@ -82,11 +84,12 @@ def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> st
         log: logarithmic y axis; all values must be positive.
     """
     x_axis = Axis.around([0, last], _LEFT, _WIDTH - _RIGHT)
+    # Pixels grow downward
     y_axis = Axis.around([v for c in curves for v in c.values], _HEIGHT - _BOTTOM - 6, _TOP + 6, log)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="{"log" if log else "linear"}">',
         f"<title>{escape(title)}</title>",
-        *(_x_tick(x_axis, value) for value in x_axis.ticks() if value == round(value)),
+        *(_x_tick(x_axis, value) for value in x_axis.ticks() if value == round(value)),  # no half steps
         *(_y_tick(y_axis, value) for value in y_axis.ticks()),
         f'<path class="axis" d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>',
         *(_line(curve, color(n), x_axis, y_axis) for n, curve in enumerate(curves)),

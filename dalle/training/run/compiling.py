@@ -30,7 +30,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
     missing = _missing(device)
     if missing is None:
         for part in parts:
-            part.compile()
+            part.compile()  # in place: the state dict keeps its names
     return missing
 
 

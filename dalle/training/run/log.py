@@ -145,7 +145,7 @@ class RunLog:
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
         rates["data_wait"] = self.waited / spent
         self.clock, self.since, self.waited = now, step, 0.0
-        shown = {key: f"{value:.4g}" for key, value in list(metrics.items())[:4]}
+        shown = {key: f"{value:.4g}" for key, value in list(metrics.items())[:4]}  # what fits beside the bar
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
         metrics = metrics | rates
         if self.share is not None:
@@ -237,7 +237,7 @@ class RunLog:
         except (ValueError, OSError) as error:
             self.say(f"no report.html: {error}")
         now = time.perf_counter()
-        self.next_report = now + 50 * (now - begun)
+        self.next_report = now + 50 * (now - begun)  # 50 times what it took: 2 %
 
     def close(self) -> None:
         """Write the final report and end the progress bar and the tracker."""

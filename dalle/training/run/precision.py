@@ -29,7 +29,7 @@ def fast_precision(run: RunConfig) -> ResolvedPrecision:
     if run.device == "auto" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if run.device == "auto" and torch.accelerator.is_available():
-        return "fp32"
+        return "fp32"  # Apple's GPUs and others were not measured
     x86 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     arm = torch.cpu.get_capabilities().get("bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
     return "bf16" if x86 or arm else "fp32"

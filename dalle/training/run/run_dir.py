@@ -47,7 +47,7 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
             lock = lock_run_dir(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
-                remove_scratch(parent)
+                remove_scratch(parent)  # what a killed process left half-written
         except (ValueError, OSError) as error:
             refusal = str(error)
     resume, refusal = broadcast_object_list([resume, refusal])  # one process that raises alone would hang the others
@@ -89,9 +89,8 @@ def _changes(recipe: LoopRecipe) -> list[str]:
             f"cannot compare the config with that of the run in {recipe.run.dir} ({str(error).splitlines()[0]}); "
             "choose another run.dir=FOLDER, or continue with this config by resume=true"
         ) from error
-    here = replace(
-        before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir)
-    )  # the folder may have been moved
+    # The folder may have been moved
+    here = replace(before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir))
     was, now = flat(to_dict(here)), flat(to_dict(recipe))
     return [f"{key} was {was.get(key)}, is now {now.get(key)}" for key in now | was if was.get(key) != now.get(key)]
 

@@ -67,7 +67,7 @@ class CLIPTask(ContrastiveTask):
         recipe = self.recipe
         if recipe.init_from is None:
             return CLIP(recipe.model)
-        with skip_init():
+        with skip_init():  # as loading overwrites everything
             model = CLIP(recipe.model)
         load_initial(model, recipe)
         if recipe.lock is not None:  # a whole tower: LiT, locked-image tuning (Zhai et al. 2021, arXiv 2111.07991)

@@ -37,7 +37,7 @@ def training_embeddings(
     images: list[Tensor] = []
     texts: list[Tensor] = []
     # Unnormalized, as the prior predicts them: it is these whose mean and deviation models standardize by
-    for batch in evaluation_batches(open_data(data, "train", clip.config.image_size), 64, limit=limit):
+    for batch in evaluation_batches(open_data(data, "train", clip.config.image_size), 64, limit=limit):  # evenly spread
         images.append(batch.embeddings(partial(clip.encode_image, normalize=False), device))
         texts.append(clip.encode_text(batch.captions, normalize=False))
     return torch.cat(images), torch.cat(texts)

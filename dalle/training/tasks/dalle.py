@@ -239,6 +239,7 @@ def with_noise(codes: Tensor, probability: float, vocabulary: int, seeds: list[i
     """
     if not probability:
         return codes
+    # Two numbers per code: whether, and by what
     uniform = [np.random.default_rng((seed, _NOISE_STREAM)).random((2, codes.shape[1])) for seed in seeds]
     replaced, value = to_device(codes.device, torch.from_numpy(np.stack(uniform, 1)))  # [B, N] each
     return torch.where(replaced < probability, (value * vocabulary).long(), codes)

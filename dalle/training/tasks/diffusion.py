@@ -86,12 +86,12 @@ class DiffusionTask(Task):
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the prediction; with a learned variance also the variational bound."""
         config = self.model.config
-        steps = (inputs.time * len(self.schedule)).long()
+        steps = (inputs.time * len(self.schedule)).long()  # [B]
         noised = self.schedule.add_noise(inputs.images, inputs.noise, steps)
         output = self.model(noised, steps, *inputs.condition)
         mean, variance = output.chunk(2, dim=1) if config.learned_variance else (output, None)
         targets = target(config.predicts, self.schedule, inputs.images, inputs.noise, steps)
-        errors = (mean - targets).square().flatten(1).mean(1)
+        errors = (mean - targets).square().flatten(1).mean(1)  # [B]
         logs = {"mse": errors.mean()}
         if self.recipe.loss_weight == "min_snr":
             errors = errors * min_snr_weights(self.schedule, steps, config.predicts, self.recipe.snr_gamma)
@@ -113,6 +113,7 @@ class DiffusionTask(Task):
             first = len(errors)
             count = len(batch.captions)
             images, condition = self._condition(batch)
+            # Step and noise depend on the place in the validation split only, so that validations can be compared
             time = (torch.arange(first, first + count) + 1) * _GOLDEN % 1
             noise = candidate_noise(range(first, first + count), images.shape[1:], self.device)()
             steps = (time.to(self.device) * len(self.schedule)).long()
@@ -151,12 +152,13 @@ class DecoderTask(DiffusionTask):
         self.clip = load_clip(recipe.clip, device).requires_grad_(False)
         check_clip(recipe.model, self.clip, recipe.clip)
         super().__init__(recipe, DiffusionDecoder(recipe.model), device)
-        self.image_size = max(self.clip.config.image_size, recipe.model.image_size)
+        self.image_size = max(self.clip.config.image_size, recipe.model.image_size)  # enough pixels for both
         if recipe.init_from is None:  # else its weights know the statistics they were trained with
             self.model.fit(training_embeddings(self.clip, recipe.data, recipe.statistics_images, device)[0])
 
     def inputs(self, batch: Batch) -> Inputs:
         """Embed images and captions, and drop each with some probability; randomness comes from each pair's seed."""
+        # The same numbers, however a batch is split
         recipe, random = self.recipe, PairRandom(batch.seeds, _STREAM, self.device)
         time, drop_embedding, drop_caption = random.uniform(3).unbind(1)
         noise = random.normal(*image_shape(self.model))
@@ -194,6 +196,7 @@ class DecoderTask(DiffusionTask):
         denoise = decoder_denoiser(model, embeds, text, empty, options.guidance, options.limit())
         sampled = self._sample(denoise, count)
         sampled_embeds = self.clip.encode_image(resize_batch(sampled, self.clip.config.image_size), normalize=False)
+        # All embeddings share a large mean, which would hide differences
         cosine = F.cosine_similarity(embeds - model.image_mean, sampled_embeds - model.image_mean, dim=-1).mean().item()
         return [resize_batch(large, model.config.image_size), sampled], {"centered_cos": cosine}
 
@@ -220,6 +223,7 @@ class UpsamplerTask(DiffusionTask):
         time, top, left = random.uniform(3).unbind(1)
         images, (large,) = self._condition(batch, self.recipe.blur)
         side = round(size * self.recipe.crop)
+        # Cropped as one, at the same place
         pairs = crops(torch.cat((images, large), dim=1), top, left, side)
         images, large = pairs.chunk(2, dim=1)
         return Inputs(images, time, random.normal(3, side, side), (large,))

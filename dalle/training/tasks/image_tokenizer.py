@@ -16,7 +16,9 @@ from dalle.data.batch import Batch
 from dalle.evaluation.evaluate import image_tokenizer_metrics
 from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
+from dalle.image_tokenizers.vqgan import VQGAN
 from dalle.images.grid import image_grid
+from dalle.training.init_image_tokenizer import frozen_codes, load_initial_vqgan, lock_codes
 from dalle.training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
@@ -51,6 +53,7 @@ class Adversary(nn.Module):
         super().__init__()
         self.discriminator = discriminator
         self.register_buffer("adaptive", torch.zeros(()))
+        # Not a buffer: zero whenever a checkpoint is written
         self.gradients = torch.zeros(2, *last_layer.shape, device=last_layer.device)
 
     def on_step_end(self, reduce: Reduce) -> None:
@@ -68,7 +71,13 @@ class ImageTokenizerTask(Task):
 
     def __init__(self, recipe: ImageTokenizerRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
-        self.model = build(recipe.model).to(device)
+        self.model = build(recipe.model)
+        if recipe.init_from is not None:
+            assert isinstance(self.model, VQGAN)  # the recipe has been checked
+            load_initial_vqgan(self.model, recipe.init_from)
+            if recipe.lock is not None:
+                lock_codes(self.model)
+        self.model.to(device)
         _channels_last(self.model)  # before the optimizer, whose moments take the layout of the weights
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("generator", self.model, recipe.optim)]
@@ -107,11 +116,19 @@ class ImageTokenizerTask(Task):
         """Loss of the generator (dVAE: negative ELBO; VQGAN: sum of its losses) or of the discriminator."""
         if phase.name == "discriminator":
             return self._discriminator_loss(inputs)
-        output = self.model(inputs.images, temperature=self.recipe.temperature.at(step))
+        output = self._reconstruction(inputs.images, step)
         self.usage.update(output.codes)
         if "reconstruction" in output.losses:  # a likelihood of pixels, which only the dVAE has
             return self._dvae_loss(output, step)
         return self._vqgan_loss(output, inputs, step)
+
+    def _reconstruction(self, images: Tensor, step: int) -> Reconstruction:
+        """The forward pass; with a locked encoder through the decoder only."""
+        if self.recipe.lock is None:
+            return self.model(images, temperature=self.recipe.temperature.at(step))
+        assert isinstance(self.model, VQGAN)
+        codes = frozen_codes(self.model, images)
+        return Reconstruction(self.model.decode_latents(self.model.embed_codes(codes)), codes, {})
 
     def _dvae_loss(self, output: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative ELBO per sub-pixel with a weighted KL (arXiv 2102.12092, equation 1)."""
@@ -171,7 +188,8 @@ class ImageTokenizerTask(Task):
 
     def on_step_end(self, reduce: Reduce) -> None:
         """Update EMA codebooks and the adaptive weight."""
-        self.model.on_step_end(reduce)
+        if self.recipe.lock is None:
+            self.model.on_step_end(reduce)
         if self.adversary is not None and self.recipe.adversarial is not None and self.recipe.adversarial.adaptive:
             self.adversary.on_step_end(reduce)
 
@@ -199,6 +217,7 @@ class ImageTokenizerTask(Task):
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)
         reconstructions = model.decode(model.encode(images))
+        # A row of images, then the row of their reconstructions
         rows = [part for pair in zip(images.split(16), reconstructions.split(16), strict=True) for part in pair]
         return Samples(image_grid(rows), {})
 

@@ -74,7 +74,7 @@ class PriorTask(Task):
         images, texts = self._embeddings()
         config = self.recipe.model
         if isinstance(config, AutoregressivePriorConfig) and config.components is None:
-            standard = (images - images.mean(0)) / images.std(0)
+            standard = (images - images.mean(0)) / images.std(0)  # as `fit` will
             config = replace(config, components=components_for(standard, config.variance))
             log.info("%d components keep %g of the variance", config.components, config.variance)
         model = build_prior(config).to(self.device)

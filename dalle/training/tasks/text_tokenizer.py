@@ -40,6 +40,7 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
 def _cut(tokenizer: SentencePieceTokenizer, caption: str) -> str:
     """How a caption is cut, its pieces between bars."""
     (row,) = tokenizer.encode_ragged([caption[:_SHOWN]])
+    # The end token has no characters
     return "|".join(tokenizer.decode([[piece]])[0] if piece not in tokenizer.end else "" for piece in row)
 
 

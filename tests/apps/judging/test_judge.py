@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -94,6 +95,11 @@ def test_judge_overfits_24_drawings_and_survives_saving(everything: Drawings, tm
     short = JudgeOptions(epochs=1, batch_size=8)
     first, again = (train_judge(few, short).log_probs(images[:4])[0] for _ in range(2))
     assert torch.equal(first, again)
+    exact: list[float] = []
+    rounded: list[float] = []
+    train_judge(few, short, progress=lambda step, loss: exact.append(loss))
+    train_judge(few, replace(short, precision="bf16"), progress=lambda step, loss: rounded.append(loss))
+    assert rounded[0] != exact[0] and rounded[0] == pytest.approx(exact[0], rel=0.05)
 
 
 def test_augmentations_keep_the_object_in_place() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import socket
 import struct
 import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ import pytest
 from PIL import Image
 
 from dalle.apps.server.settings import ServeConfig
+from dalle.pipelines.familiarity import unfamiliar_words, word_nats
+from dalle.pipelines.text_to_image import TextToImage
+from dalle.text_tokenizers import SentencePieceTokenizer
 from support.server import Running, running
 
 TOKEN = "0123456789abcdef-test"
@@ -66,6 +71,8 @@ JSON: dict[str, tuple[dict[str, Any], str, str]] = {
     "transparent": ({"prompt": "a", "background": "transparent"}, "background", "background: "),
     "partial": ({"prompt": "a", "partial_images": 2}, "partial_images", "goes with stream"),
     "long prompt": ({"prompt": "a" * 1001}, "prompt", "1,001 characters"),
+    "negative": ({"prompt": "a", "negative": "blurry"}, "negative", "takes no negative prompt"),
+    "long negative": ({"prompt": "a", "negative": "a" * 1001}, "negative", "1,001 characters"),
     "prompt list": ({"prompt": ["a"]}, "prompt", "prompt: "),
 }
 
@@ -151,8 +158,29 @@ def test_wrong_forms_are_refused(served: Running) -> None:
 def test_empty_prompts_are_generated_and_long_ones_noted(served: Running) -> None:
     with served.http() as http:
         assert "notes" not in http.post("/v1/images/generations", json={"prompt": ""}).json()
-        (note,) = http.post("/v1/images/generations", json={"prompt": "a red heart " * 20}).json()["notes"]
+        note, *_ = http.post("/v1/images/generations", json={"prompt": "a red heart " * 20}).json()["notes"]
     assert "reads the first 12" in note
+
+
+def test_words_that_the_model_has_hardly_seen_are_noted(
+    tiny_model: Path, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the answer and in the last events of a stream, for the prompt that has them."""
+    tokenizer = tiny_pipe.text_tokenizer
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    (scored,) = word_nats(tiny_pipe.model, tokenizer, ["a red heart"])
+    word, most = max(scored, key=lambda pair: pair[1])
+    below = partial(unfamiliar_words, threshold=most - 1e-3)
+    monkeypatch.setattr("dalle.apps.server.batch.unfamiliar_words", below)
+    body = {"prompt": "a red heart", "n": 2}
+    with running(tiny_model) as one, one.http() as http:
+        (note,) = http.post("/v1/images/generations", json=body).json()["notes"]
+        assert note.startswith("words that the model has hardly seen") and note.endswith(f": {word}")
+        for more in ({}, {"n": 1, "candidates": 2}):
+            lines = http.post("/v1/images/generations", json=body | {"stream": True} | more).text.splitlines()
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+            assert events and all(event["notes"] == [note] for event in events)
+        assert "notes" not in http.post("/v1/images/generations", json={"prompt": ""}).json()
 
 
 def test_requests_need_a_token_of_the_token_file(tiny_model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import ctypes
 import io
 import mmap
+import resource
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dalle.apps.server.memory import trimmer
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 
 FORM = {"files": {"image": ("a.png", b"", "image/png")}, "data": {"prompt": "a"}}
@@ -135,6 +137,7 @@ BODIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "size",
         "5 images with previews",
     ),
+    "ten megabytes": ("images/generations", {"prompt": "a" * 10_000_000}, "prompt", "10,000,000 characters"),
     "infinite": ("images/generations", {"prompt": "a", "guidance": "inf"}, "guidance", "finite"),
 }
 
@@ -153,6 +156,33 @@ def test_overflowing_number_is_refused(served: Running) -> None:
         content = b'{"prompt": "a", "temperature": 1e999}'
         answer = http.post("/v1/images/generations", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "temperature"
+
+
+@pytest.mark.slow
+def test_ten_thousand_silent_connections_change_nothing_for_others(tiny_model: Path, tiny_pipe: TextToImage) -> None:
+    """Most are closed at once, the others when no request comes; images drawn meanwhile are the same as ever."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 21_000:
+        pytest.skip(f"at most {hard} files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (21_000, hard))
+    silent: list[socket.socket] = []
+    try:
+        with running(tiny_model, header_timeout=2.0) as served:
+            (alone,) = tiny_pipe("a red heart", seed=7)
+            for number in range(10_000):
+                silent.append(socket.create_connection(served.address))
+                if number % 5000 == 2500:
+                    (one,) = served.openai().images.generate(prompt="a red heart", extra_body={"seed": 7}).data or ()
+                    file = io.BytesIO(base64.b64decode(one.b64_json or ""))
+                    assert Image.open(file).convert("RGB").tobytes() == alone.images[0].tobytes()
+            end = time.monotonic() + 60
+            while served.server.server_state.connections and time.monotonic() < end:
+                time.sleep(0.05)
+            assert not served.server.server_state.connections
+    finally:
+        for connection in silent:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_unread_answers_are_dropped(tiny_model: Path) -> None:

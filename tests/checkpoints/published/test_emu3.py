@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import unicodedata
 from functools import cache, partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -212,6 +214,24 @@ def test_a_negative_prompt_takes_the_place_of_its_own(both: dict[str, Path], tmp
     assert torch.equal(one.codes, plain[0]) and two.codes.flatten().tolist() == greedy
     with pytest.raises(ValueError, match=r"the negative prompt has \d+ tokens, the model reads 256"):
         pipe("a fox", negative="word 12 " * 300)
+
+
+def test_requests_of_the_server_have_negative_prompts(both: dict[str, Path]) -> None:
+    pytest.importorskip("fastapi", reason='pip install "dalle[serve]"')
+    from support.server import running
+
+    pipe = dalle.TextToImage.from_pretrained(both["transformers"], device="cpu", **GRID)
+    wanted = {text: pipe(CAPTIONS[1], seed=3, negative=text)[0].images[0].tobytes() for text in (None, "blurry")}
+    with running(both["transformers"], pipe) as served, served.http() as http:
+        assert http.get("/v1/models").json()["data"][0]["negative"] is True
+        for negative, image in wanted.items():
+            body = {"prompt": CAPTIONS[1], "seed": 3, "negative": negative}
+            answer = http.post("/v1/images/generations", json=body).json()
+            assert answer["options"].get("negative") == negative
+            file = io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))
+            assert Image.open(file).convert("RGB").tobytes() == image
+        error = http.post("/v1/images/generations", json={"prompt": "a", "negative": "word 12 " * 300}).json()["error"]
+        assert error["param"] == "negative" and "the model reads 256" in error["message"]
 
 
 def test_the_command_records_the_negative_prompt(

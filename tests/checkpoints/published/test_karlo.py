@@ -62,7 +62,7 @@ def loaded(folder: Path) -> DiffusionDecoder:
 
 @torch.no_grad()
 def test_decoder_output_equals_diffusers(parts: tuple[Any, Any], folder: Path) -> None:
-    """Both halves of a guided pass: the caption with its embedding, and the empty one with the learnt embedding."""
+    """Both halves of a guided pass: the caption with its embedding, and the empty one with the learned embedding."""
     unet, projection = parts
     random = torch.Generator().manual_seed(2)
     x, z = torch.randn(2, 3, 8, 8, generator=random), torch.randn(2, DIM, generator=random)

@@ -102,7 +102,7 @@ def test_icon_sets_do_not_train_on_their_validation_concepts() -> None:
 
 
 def test_train_never_shows_or_names_what_is_held_out() -> None:
-    """Also other objects of scenes, and the captions that a BPE is learnt from."""
+    """Also other objects of scenes, and the captions that a BPE is learned from."""
     train = opened()
     assert {drawing.split for drawing in train.drawings} == {"train"}
     held_out = opened("test_concept")
@@ -417,7 +417,7 @@ def test_every_style_and_color_has_words_in_every_language() -> None:
 
 
 def test_training_captions_of_the_bpe_have_every_word() -> None:
-    """Whatever a training caption is made of is among the captions that the BPE is learnt from."""
+    """Whatever a training caption is made of is among the captions that the BPE is learned from."""
     train = opened()
     words = set(re.findall(r"\w+", "\n".join(train.captions())))
     missing = {w for made in compositions(train, 400) for w in re.findall(r"\w+", made.caption)} - words

@@ -3,7 +3,7 @@
 python tests/text_tokenizers/references/published.py CLIP YTTM, of which CLIP is a checkout of github.com/openai/CLIP,
 and YTTM a program made of YouTokenToMe's own youtokentome/cpp: `YTTM train TEXT MODEL VOCAB` trains (padding, unknown,
 begin, end are 0 to 3), `YTTM encode MODEL` reads texts, each as the hexadecimal digits of its UTF-8 on a line, and
-prints their ids. Needs ftfy, regex and tokenizers. It holds small vocabularies, learnt from the names of emoji and a
+prints their ids. Needs ftfy, regex and tokenizers. It holds small vocabularies, learned from the names of emoji and a
 little Russian, texts, and the ids that each project's code gives them.
 """
 

@@ -14,6 +14,7 @@ async function start() {
   $("n").max = model.limits.n;
   $("candidates").max = model.limits.candidates;
   $("candidates").disabled = !model.clip;
+  $("negative-field").hidden = !model.negative;
   if (model.clip && model.limits.candidates >= 8) $("candidates").value = 8;
   $("tab-paint").hidden = !model.paint;
   $("tab-unclip").hidden = !model.unclip;

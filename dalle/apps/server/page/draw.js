@@ -3,7 +3,8 @@ import { $, SAMPLING, Work, attempt, call, events, fileUrl, fill, random, say, s
 import { enlarge } from "./large.js";
 import { remember } from "./history.js";
 
-export const FIELDS = ["n", "candidates", "seed", ...SAMPLING];
+export const FIELDS = ["n", "candidates", "seed", ...SAMPLING, "negative"];
+const TEXTS = ["prompt", "negative", "seed"];  // a seed too: JavaScript has no whole numbers above 2^53, and the server has
 const work = new Work("", $("go"));
 
 function options() {
@@ -14,9 +15,9 @@ function options() {
   return values;
 }
 
-function numbers(values) {  // a seed stays text: JavaScript has no whole numbers above 2^53, and the server has
+function numbers(values) {
   return Object.fromEntries(Object.entries(values).map(
-    ([name, value]) => [name, name === "prompt" || name === "seed" ? value : Number(value)]));
+    ([name, value]) => [name, TEXTS.includes(name) ? value : Number(value)]));
 }
 
 export function draw(path = "/v1/images/generations", files = null, extra = {}) {

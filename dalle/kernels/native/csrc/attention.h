@@ -39,6 +39,7 @@ inline __m512bh as_pairs(__m512i words) { return (__m512bh)words; }
 template <int N>
 __attribute__((noinline)) void matmul(const uint32_t* a, int64_t row_stride, int64_t k_stride, const uint32_t* b,
                                       int64_t width, int64_t first, int64_t last, __m512 (*sums)[N]) {
+    // A local copy, which stays in registers: through the pointer it would be written in each round
     __m512 own[ROWS][N];
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) own[r][n] = _mm512_setzero_ps();
@@ -46,6 +47,7 @@ __attribute__((noinline)) void matmul(const uint32_t* a, int64_t row_stride, int
         __m512bh columns[N];
         for (int n = 0; n < N; n++) columns[n] = as_pairs(_mm512_loadu_si512(b + k * width + 16 * n));
         for (int r = 0; r < ROWS; r++) {
+            // Channels 2 k and 2 k + 1, to all columns
             const __m512bh row = as_pairs(_mm512_set1_epi32(a[r * row_stride + k * k_stride]));
             for (int n = 0; n < N; n++) own[r][n] = _mm512_dpbf16_ps(own[r][n], row, columns[n]);
         }
@@ -104,14 +106,17 @@ class Head {
         key_end.resize(padded, s.tokens), first_query.resize(padded, 0);
         for (int64_t i = 0; i < s.tokens; i++) {
             if (s.mask) {
+                // Only the hidden end of a row is skipped here; holes before it are left to `visible`
                 key_end[i] = s.tokens;
                 while (key_end[i] > 0 && !s.mask[i * s.tokens + key_end[i] - 1]) key_end[i]--;
             } else if (s.causal) {
                 key_end[i] = i + 1;
             }
         }
+        // The first query whose visible keys reach key j; it never decreases with j
         for (int64_t j = 0; j < s.tokens; j++)
             while (first_query[j] + 1 < s.tokens && key_end[first_query[j]] <= j) first_query[j]++;
+        // New memory is zero, and loading writes `tokens` rows only: the padding rows stay zero
         for (auto* buffer : {&q, &k, &v, &out_grad}) buffer->resize(padded * words);
         for (auto* buffer : {&k_transposed, &v_transposed}) buffer->resize(padded * words);
         for (auto* buffer : {&q_pairs, &k_pairs, &v_pairs, &out_grad_pairs}) buffer->resize(padded * words);
@@ -132,6 +137,7 @@ class Head {
                 scales[r] = softmax(scores.data() + r * padded, i + r, end, row.data() + r * padded / 2, lse);
                 if (i + r < s.tokens) s.lse[number * s.tokens + i + r] = lse;
             }
+            // Two keys make a word, hence end / 2; the softmax is normalized here, on D sums instead of T weights
             multiply_store(row.data(), padded / 2, 1, v_pairs, 0, end / 2, i, (bfloat16*)s.out, s.heads * s.channels,
                            number, scales);
         }
@@ -152,6 +158,7 @@ class Head {
         for (int64_t i = 0; i < s.tokens; i += ROWS) {
             const int64_t end = key_count(i);
             float lses[ROWS] = {}, means[ROWS] = {};
+            // rowsum(dO * O) equals rowsum(P * dP), which would need all of P first
             for (int64_t r = 0; r < std::min(ROWS, s.tokens - i); r++) {
                 const int64_t begin = (i + r) * between;
                 lses[r] = s.lse[number * s.tokens + i + r];
@@ -161,11 +168,13 @@ class Head {
             }
             multiply_keys(q, k_transposed, i, end, scores.data());
             multiply_keys(out_grad, v_transposed, i, end, weight_grads.data());
+            // Two queries at a time: words of `weights` and `score_grads` are pairs of queries
             for (int64_t r = 0; r < ROWS; r += 2) score_gradients(i, r, end, lses + r, means + r);
             multiply_store(row.data(), padded / 2, 1, k_pairs, 0, end / 2, i, (bfloat16*)s.q_grad, s.grad_stride,
                            number);
         }
         for (int64_t j = 0; j < s.tokens; j += ROWS) {
+            // From the first pair of queries that sees any of these keys; later keys begin no earlier
             const int64_t first = first_query[j] / 2, last = (s.tokens + 1) / 2;
             multiply_store(weights.data() + j, 1, padded, out_grad_pairs, first, last, j, (bfloat16*)s.v_grad,
                            s.grad_stride, number);
@@ -282,6 +291,7 @@ class Head {
             for (int64_t one = 0; one < 2; one++) {
                 const int64_t at = (r + one) * padded + j;
                 const __m512 low = _mm512_fmsub_ps(_mm512_loadu_ps(&scores[at]), scale, _mm512_set1_ps(lses[one]));
+                // P is recomputed from the saved log-sum-exp, already normalized
                 const __m512 value = _mm512_maskz_mov_ps(visible(i + r + one, j), exp_nonpositive_ps(low));
                 const __m512 change = _mm512_sub_ps(_mm512_loadu_ps(&weight_grads[at]), _mm512_set1_ps(means[one]));
                 weight[one] = halves(value), grad[one] = halves(_mm512_mul_ps(_mm512_mul_ps(value, change), scale));

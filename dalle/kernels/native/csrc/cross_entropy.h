@@ -15,7 +15,7 @@ namespace {
 template <class X>
 void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z_out, float* bias_grad, int64_t rows,
                    int64_t n, float weight, int threads) {
-    std::vector<float> partial(bias_grad ? threads * n : 0);
+    std::vector<float> partial(bias_grad ? threads * n : 0);  // one row per thread
 #pragma omp parallel num_threads(threads)
     {
         float* own = bias_grad ? partial.data() + omp_get_thread_num() * n : nullptr;
@@ -37,6 +37,7 @@ void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z_out,
             log_z_out[row] = log_z;
             nats[row] = log_z - right;
             for (int64_t i = 0; i < n; i += LANES) {
+                // Above 0 by rounding only: log Z may come out just below a dominating logit
                 Floats low = load(values + i) - log_z;
                 Floats slope = exp_nonpositive(low > 0 ? Floats{} : low) * factor;
                 if (own) store(own + i, load(own + i) + slope);

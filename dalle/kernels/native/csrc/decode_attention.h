@@ -81,6 +81,7 @@ struct CachedAttention {
         if (args.cos) rotate(q, cos, sin, width);
         const int64_t first = (b * args.kv_heads + g) * args.room * width;
         C *key = static_cast<C*>(args.keys) + first, *value = static_cast<C*>(args.values) + first;
+        // The heads of a group run one after another in the same thread, so the others find the key stored
         if (h % group == 0) {  // the first of a group stores the new key and value
             const X *new_key = from + (args.heads + g) * width, *new_value = new_key + args.kv_heads * width;
             alignas(64) float k[width], v[width];
@@ -99,7 +100,7 @@ struct CachedAttention {
             if (!mask || mask[s]) key_index[count++] = s;
         // Prefetching and the loop in fours read past the end: point there at a valid key
         std::fill_n(key_index + count, PREFETCH_KEYS + 4, keys - 1);
-        Floats query[VECTORS], mixed[VECTORS] = {};
+        Floats query[VECTORS], mixed[VECTORS] = {};  // once here, not for each key
         for (int i = 0; i < VECTORS; i++) query[i] = load(q + i * LANES) / std::sqrt(float(width));
         // While reading these keys, prefetch what comes next. If a head's keys fit in L2, that is all its values, and
         // then the next head's keys. Otherwise it is the keys and values a few positions on.
@@ -107,6 +108,7 @@ struct CachedAttention {
         const int64_t ahead = fits ? 0 : PREFETCH_KEYS;
         const C *following = (h + 1) % group ? key : key + args.room * width;  // keys of the next head
         const C *next_keys = fits ? value : key, *next_values = fits ? following : value;
+        // Four keys at a time share the shuffles of `sum4`
         for (int64_t s = 0; s < count; s += 4) {  // scores past `count` are overwritten below
             Floats totals[4] = {};
             for (int j = 0; j < 4; j++) {
@@ -116,6 +118,7 @@ struct CachedAttention {
             }
             sum4(totals, weights + s);
         }
+        // Up to a whole vector, with -inf: these weights become 0
         const int64_t padded = (count + LANES - 1) / LANES * LANES;
         std::fill(weights + count, weights + padded, -INFINITY);
         Floats highest = Floats{} - INFINITY, all = {};

@@ -72,6 +72,7 @@ struct Gemm {
         typedef Dot<X, W> K;
         const X* from = x + row * k;
         const W* rows_of_w = weight + column * k;
+        // Each lane sums its own part of the row; lanes are added at the end only
         Floats totals[N][M] = {};
         for (int64_t j = 0; j < k; j += K::STEP) {
             typename K::Values weights[N];

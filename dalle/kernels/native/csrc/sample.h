@@ -19,6 +19,7 @@ class Sampler {
     // logits are not finite.
     int64_t sample(const float* logits, double uniform, float temperature, int64_t top_k, double top_p) {
         scale(logits, temperature);
+        // In double, like all sums over the vocabulary: float would lose the small tokens
         double all = 0;
         for (size_t i = 0; i < weights_.size(); i += LANES) all += sum(load(&weights_[i]));
         if (!(all > 0)) return -1;  // nan or infinity: the tokens have no order
@@ -58,6 +59,7 @@ class Sampler {
     float threshold(int64_t count) {
         const int64_t pieces = scaled_.size() / LANES,
                       groups = std::min<int64_t>(pieces, std::max<int64_t>(count * 4 / LANES, 1));
+        // Too few groups to tell: all tokens are candidates
         if (groups * LANES < count) return -INFINITY;
         highest_.assign(groups * LANES, -INFINITY);
         for (int64_t piece = 0; piece < pieces; piece++) {
@@ -134,6 +136,7 @@ class Sampler {
         double total = 0;
         int64_t last = candidates_.front().id;
         for (const Token& token : candidates_) {
+            // Rounding may leave the target at the total itself: then the last token that can occur
             if (token.weight > 0) last = token.id;
             if ((total += token.weight) > target) return token.id;
         }

@@ -41,7 +41,7 @@ inline V read(const void* from) {
 inline Floats load(const float* from) { return read<Floats>(from); }
 
 inline Floats load(const bfloat16* from) {
-    Words words = __builtin_convertvector(read<Halves>(from), Words) << 16;
+    Words words = __builtin_convertvector(read<Halves>(from), Words) << 16;  // bfloat16 is the upper half of a float32
     return read<Floats>(&words);
 }
 
@@ -93,6 +93,7 @@ inline float to_float(bfloat16 value) {
 inline void store(float* to, float value) { *to = value; }
 inline void store(bfloat16* to, float value) {  // rounds to nearest even; nan stays nan
     uint32_t word = read<uint32_t>(&value);
+    // Half a unit of the last kept bit is added, or a little less where that bit is even
     to->bits = value != value ? 0x7fc0 : (word + 0x7fff + ((word >> 16) & 1)) >> 16;
 }
 

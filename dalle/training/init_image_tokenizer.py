@@ -1,0 +1,76 @@
+"""Goes on from the weights of another VQGAN (`init_from` of an image tokenizer's recipe), perhaps with frozen codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
+from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.modules import load_weights
+from dalle.image_tokenizers.vqgan import VQGAN
+
+_OUTPUT = "decoder.conv_out."
+
+
+def load_initial_vqgan(model: VQGAN, source: str) -> None:
+    """Load the weights of a VQGAN whose decoder may unfold fewer pixels at its output (`patch`).
+
+    Args:
+        model: the VQGAN to load into.
+        source: a model folder of ours, or a hub id.
+
+    Raises:
+        ValueError: nothing is found there, or the architecture differs in more than `patch`.
+    """
+    folder = ModelFolder(resolve(source))
+    if folder.config.get("stage") != "image_tokenizer":
+        raise ValueError(f"init_from: {source} is of stage {folder.config.get('stage')!r}; expected an image tokenizer")
+    tensors: Tensors = folder.tensors()
+    old_patch = (folder.config.get("model") or {}).get("patch", 1)
+    if old_patch != model.config.patch:
+        tensors = {**tensors, **_with_patch(tensors, old_patch, model.config.patch, source)}
+    # Afterwards it is trained, and loading leaves it in evaluation mode
+    load_weights(model, tensors, f"init_from: {source}").train()
+
+
+def _with_patch(tensors: Tensors, old: int, new: int, source: str) -> dict[str, Tensor]:
+    if new % old:
+        raise ValueError(f"init_from: {source} has patch {old}, which patch {new} is no multiple of")
+    found = {}
+    for name, value in tensors.items():
+        if name.startswith(_OUTPUT):
+            found[name] = enlarge_output((value() if isinstance(value, LazyTensor) else value).float(), old, new)
+    return found
+
+
+def enlarge_output(weight: Tensor, old: int, new: int) -> Tensor:
+    """Make an output convolution draw each pixel as a square of `new // old` pixels.
+
+    Args:
+        weight: weight [3 * old², ...] or bias [3 * old²] of a convolution before a pixel shuffle by `old`.
+        old: patch of the weight.
+        new: patch of the result, a multiple of `old`.
+
+    Returns:
+        [3 * new², ...]
+    """
+    rest = weight.shape[1:]
+    places = weight.view(3, old, old, *rest)  # channel, row and column within the patch
+    for dim in (1, 2):
+        places = places.repeat_interleave(new // old, dim)
+    return places.reshape(3 * new * new, *rest).contiguous()
+
+
+def lock_codes(model: VQGAN) -> None:
+    """Freeze everything that codes depend on: encoder and codebook."""
+    for module in (model.encoder, model.quant_conv, model.quantize):
+        module.requires_grad_(False)
+
+
+@torch.no_grad()
+def frozen_codes(model: VQGAN, images: Tensor) -> Tensor:
+    """The codes [B, h, w] of images, in float32 also under autocast, which would round some to others."""
+    with torch.autocast(images.device.type, enabled=False):
+        return model.encode(images)
