@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.checkpoints.published.folding import Part, fold, plain
-from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.pickles import read_code, read_pickled
 from dalle.checkpoints.published.state import Published, count, shape, stored_state
 from dalle.image_tokenizers.cosmos import LEVELS, PATCH, CosmosConfig
 
@@ -38,6 +38,8 @@ _DROPPED = (
 )
 _MODEL = re.compile(r"[CD][IV]\d+x\d+(x\d+)?(?![\dx])")
 _SUPPORTED = "DV8x16x16"
+# What a traced program does once for each step in space: means of 2x2 pixels, and rows of pixels written twice
+_STEPS = (r"avg_pool3d\(.+\[1, 2, 2\]", r"repeat_interleave\(.+, 2, 3\)")
 
 
 def is_there(source: Path) -> bool:
@@ -69,13 +71,36 @@ def read(source: Path, rows: int | None = None) -> Published:
             other = " and ".join(ARCHIVES)
             raise ValueError(f"{file.parent} has no {file.name}: put {other} of one repository in one folder")
     names = [match[0] for match in _MODEL.finditer(str(source))]
-    # Tokenizers of other steps in space and time have the same tensors: only the name tells
     if names and names[-1] != _SUPPORTED:
         raise ValueError(f"it is the Cosmos tokenizer {names[-1]}, which is not supported: give {_SUPPORTED}")
     published: dict[str, Tensor] = {}
     for file in files:
         published |= stored_state(read_pickled(file))
+        _check_steps(file)
     return of_tensors(published, rows)
+
+
+def _check_steps(file: Path) -> None:
+    """Check how often an archive's program halves or doubles height and width.
+
+    Tokenizers of other steps in space and time have the same tensors, as those of a step that is not taken are stored
+    all the same. The published archives are traced: each step that is taken is written out once. A scripted one, in
+    which several modules may share a text, shows nothing here.
+
+    Raises:
+        ValueError: it is of another tokenizer.
+    """
+    code = read_code(file)
+    if "torch._convolution(" not in code:
+        return
+    for step in _STEPS:
+        found = len(re.findall(step, code))
+        if found not in (0, LEVELS - 1):
+            side = PATCH * 2**found
+            raise ValueError(
+                f"{file.name} makes codes of {side}x{side} pixels: it is another Cosmos tokenizer, such as DV8x8x8 or "
+                f"DV4x8x8, which is not supported: give {_SUPPORTED}"
+            )
 
 
 def of_tensors(published: Mapping[str, Tensor], rows: int | None = None) -> Published:

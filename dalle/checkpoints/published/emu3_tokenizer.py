@@ -58,7 +58,7 @@ def read(published: Mapping[str, Tensor], rows: int | None = None) -> Published:
     theirs = any(name.startswith("encoder.down_block.") for name in published)  # transformers' layout
     config = _config(published, "encoder.down_block.down" if theirs else "encoder.down", rows)
     tensors, rules, others = fold(published, _parts(config, theirs))
-    dropped = [name for name in published if name.endswith(".num_batches_tracked")]
+    dropped = [name for name in published if name.endswith(".num_batches_tracked")]  # counters of batch norms
     unknown = [name for name in others if name not in dropped]
     if unknown:
         raise ValueError(f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no tokenizer of Emu3")

@@ -21,7 +21,7 @@ from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig, tokenizer_json
 
 FAMILY = "a SimpleAR (Qwen2.5)"
-LICENSE = "code MIT (github.com/wdrink/SimpleAR); trained from Qwen2.5, Apache-2.0; its image tokenizer Cosmos'"
+LICENSE = "code MIT (github.com/wdrink/SimpleAR), from Qwen2.5, Apache-2.0; image tokenizer NVIDIA Open Model License"
 SAMPLING = SamplingConfig(guidance=6.0)
 IMAGES = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"
 MODEL_TYPE = "qwen2"
@@ -108,6 +108,7 @@ def read(
         pad_id=words.pad_id,
         padding="left",
         null_ids=tuple(words.encode_negative(NEGATIVE)),
+        dropped_ids=(words.id_of(_START), words.id_of(_IMAGE)),  # preprocess_t2i of the project's training
         text_head=False,
         head_bias=False,
     )

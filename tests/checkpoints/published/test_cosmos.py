@@ -40,6 +40,7 @@ def test_codes_and_images_are_those_of_the_video_model(levels: tuple[int, ...], 
         with torch.no_grad():
             wanted = encoder(2 * pixels[:, :, None] - 1)[:, 0]
         assert torch.equal(ours.encode(pixels), wanted) and len(wanted.unique()) > 8
+        assert (wanted[0] != wanted[1]).float().mean() > 0.5
     codes = torch.randint(ours.codebook_size, (2, ROWS, ROWS + 1), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         decoded = (decoder(codes[:, None])[:, :, 0] + 1) / 2
@@ -109,6 +110,26 @@ def test_it_trains() -> None:
     assert all(value.grad is not None for value in ours.parameters())
     with pytest.raises(ValueError, match="give one for each of 3 levels"):
         CosmosConfig(channel_multipliers=[1, 2])
+
+
+@pytest.mark.parametrize(
+    "steps, wrong",
+    [((1, 1), "encoder"), ((1, 0), "encoder"), ((1, 1), "decoder")],
+    ids=["DV8x8x8", "DV4x8x8", "another decoder"],
+)
+def test_tokenizers_of_other_steps_are_told_by_their_programs(
+    steps: tuple[int, int], wrong: str, tmp_path: Path
+) -> None:
+    own, other = cosmos.parts((5, 4, 3)), cosmos.parts((5, 4, 3), steps=steps)
+    for one, two in zip(own, other, strict=True):
+        assert {name: value.shape for name, value in one.state_dict().items()} == {
+            name: value.shape for name, value in two.state_dict().items()
+        }
+    folder = cosmos.write(other if wrong == "encoder" else (own[0], other[1]), tmp_path / "unnamed", cells=1)
+    message = f"{wrong}.jit makes codes of 8x8 pixels: it is another Cosmos tokenizer, such as DV8x8x8 or DV4x8x8"
+    with pytest.raises(ValueError, match=message) as caught:
+        dalle.load_image_tokenizer(folder)
+    assert str(folder) in str(caught.value)
 
 
 def test_damaged_and_other_archives_are_one_line_errors(tmp_path: Path) -> None:

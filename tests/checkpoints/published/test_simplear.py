@@ -152,7 +152,7 @@ def test_the_commands_sample_inspect_and_convert(
         assert again.model.config == pipe.model.config and again.sampling == pipe.sampling
         (same,) = again("a red fox", **flat)
         assert len(same.codes.unique()) > 4 and (dtype == "int8" or torch.equal(same.codes, result.codes))
-    assert "NVIDIA Open Model License" in (tmp_path / "int8/image_tokenizer/README.md").read_text()
+    assert "NVIDIA Open Model License" in (tmp_path / "int8/README.md").read_text()
 
 
 def test_damaged_and_foreign_files_are_one_line_errors(both: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:

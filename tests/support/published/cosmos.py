@@ -18,6 +18,8 @@ from torch import Tensor, nn
 SMALL = {"channels": 16, "multipliers": (1, 2, 4), "blocks": 1, "latents": 8}
 FULL = {"channels": 128, "multipliers": (2, 4, 4), "blocks": 2, "latents": 16}
 SPACE, TIME, PIXEL = (1, 3, 3), (3, 1, 1), (1, 1, 1)
+# Of random weights, so that codes follow the colors, and images are not far outside of what is shown
+_GAINS = {"encoder.conv_in.0": 10.0, "quant_conv": 3.0, "decoder.conv_out.1": 0.1}
 
 
 class Conv(nn.Module):
@@ -91,15 +93,20 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, width: int, in_time: bool):
+    """A step in space, in time, in both or in none: the kernels of all are there."""
+
+    def __init__(self, width: int, in_space: bool, in_time: bool):
         super().__init__()
         self.conv1 = Conv(width, width, SPACE, (1, 2, 2))
         self.conv2 = Conv(width, width, TIME, (2, 1, 1))
-        self.conv3, self.in_time = Conv(width, width, PIXEL), in_time
+        self.conv3, self.in_space, self.in_time = Conv(width, width, PIXEL), in_space, in_time
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 1, 0, 1))
-        x = self.conv1(x) + F.avg_pool3d(x, (1, 2, 2))
+        if not (self.in_space or self.in_time):
+            return x
+        if self.in_space:
+            x = F.pad(x, (0, 1, 0, 1))
+            x = self.conv1(x) + F.avg_pool3d(x, (1, 2, 2))
         if self.in_time:
             x = torch.cat((x[:, :, :1], x), dim=2)
             x = self.conv2(x) + F.avg_pool3d(x, (2, 1, 1))
@@ -107,18 +114,22 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    def __init__(self, width: int, in_time: bool):
+    def __init__(self, width: int, in_space: bool, in_time: bool):
         super().__init__()
         self.conv1, self.conv2 = Conv(width, width, TIME), Conv(width, width, SPACE)
-        self.conv3, self.in_time = Conv(width, width, PIXEL), in_time
+        self.conv3, self.in_space, self.in_time = Conv(width, width, PIXEL), in_space, in_time
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.in_space or self.in_time):
+            return x
         if self.in_time:
             if x.shape[2] > 1:
                 x = x.repeat_interleave(2, dim=2)[:, :, 1:]
             x = x + self.conv1(x)
-        x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-        return self.conv3(x + self.conv2(x))
+        if self.in_space:
+            x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+            x = x + self.conv2(x)
+        return self.conv3(x)
 
 
 class Level(nn.Module):
@@ -155,7 +166,11 @@ class Patches(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, channels: int, multipliers: Sequence[int], blocks: int, latents: int):
+    """`steps`: of how many levels in space, and in time."""
+
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], blocks: int, latents: int, steps: tuple[int, int] = (2, 1)
+    ):
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
         self.patcher3d, self.conv_in = Patches(False), pair(192, channels)
@@ -163,7 +178,7 @@ class Encoder(nn.Module):
             [Level(before, width, blocks) for before, width in zip([channels, *widths], widths, strict=False)]
         )
         for number, level in enumerate(self.down[:-1]):
-            level.downsample = Downsample(widths[number], in_time=number == 0)
+            level.downsample = Downsample(widths[number], number < steps[0], number < steps[1])
         self.mid, self.norm_out, self.conv_out = Middle(widths[-1]), Norm(widths[-1]), pair(widths[-1], latents)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -177,15 +192,19 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, channels: int, multipliers: Sequence[int], blocks: int, latents: int):
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], blocks: int, latents: int, steps: tuple[int, int] = (2, 1)
+    ):
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
         self.conv_in, self.mid = pair(latents, widths[-1]), Middle(widths[-1])
         self.up = nn.ModuleList(
             [Level(before, width, blocks + 1) for before, width in zip([*widths[1:], widths[-1]], widths, strict=True)]
         )
-        for number in (1, 2):
-            self.up[number].upsample = Upsample(widths[number], in_time=number == 1)
+        for number, place in ((2, 0), (1, 1)):  # the place is that of the order in which they run
+            in_time = 0 < place < steps[1] + 1
+            in_space = in_time or (place < steps[0] and steps[0] > steps[1])
+            self.up[number].upsample = Upsample(widths[number], in_space, in_time)
         self.norm_out, self.conv_out, self.unpatcher3d = Norm(widths[0]), pair(widths[0], 192), Patches(True)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -224,11 +243,11 @@ class Quantizer(nn.Module):
 
 
 def parts(
-    levels: Sequence[int] = (8, 8, 8, 5, 5, 5), sizes: dict[str, object] | None = None, seed: int = 0
+    levels: Sequence[int] = (8, 8, 8, 5, 5, 5), sizes: dict[str, object] | None = None, steps: tuple[int, int] = (2, 1)
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """What encodes a video to codes, and what decodes them, with random weights."""
-    torch.manual_seed(seed)
-    shape: dict[str, object] = SMALL if sizes is None else sizes
+    """What encodes a video to codes, and what decodes them, with random weights; `steps` as of the encoder."""
+    torch.manual_seed(0)
+    shape: dict[str, object] = {**(SMALL if sizes is None else sizes), "steps": steps}
     latents = int(str(shape["latents"]))
     encoder: OrderedDict[str, nn.Module] = OrderedDict(encoder=Encoder(**shape))  # type: ignore[arg-type]
     encoder["quant_conv"], encoder["quantizer"] = Conv(latents, len(levels), PIXEL), Quantizer(levels, False)
@@ -240,8 +259,12 @@ def parts(
             for name, value in network.named_parameters():
                 if value.ndim == 1:
                     value.add_(0.3 * torch.randn_like(value))
-                else:  # so that codes differ, and images are not far outside of what is shown
-                    value.mul_({"quant_conv": 3.0, "decoder.conv_out.1": 0.1}.get(name.partition(".conv3d")[0], 1.7))
+                else:
+                    value.mul_(_GAINS.get(name.partition(".conv3d")[0], 1.7))
+        if sizes is None:  # latents around 0, so that they reach many codes
+            encoder, last = made[0].encoder, made[0].quant_conv
+            colors = F.interpolate(2 * torch.rand(4, 3, 4, 4) - 1, scale_factor=16.0)
+            last.conv3d.bias.sub_(last(encoder(colors[:, :, None])).mean((0, 2, 3, 4)))
     return made
 
 

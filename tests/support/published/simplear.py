@@ -13,7 +13,7 @@ from torch import Tensor
 from support.published import cosmos
 from support.published.language_models import LINES, randomize
 
-ROWS, LEVELS, CODES, WIDTH = 4, (4, 3, 2), 24, 112
+ROWS, LEVELS, CODES, WIDTH = 4, (4, 3, 2), 24, 224
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 OWN = ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"]
 NEGATIVE = (
@@ -56,7 +56,7 @@ def null(negative: str = NEGATIVE) -> list[int]:
 
 
 def model_of(tied: bool = True, layers: int = 2) -> Any:
-    """7 heads of 16 channels and one for keys and values, as the 0.5B has 14 and 2."""
+    """7 heads of 32 channels and one for keys and values, as the 0.5B has 14 and 2."""
     import transformers
 
     config = transformers.Qwen2Config(
