@@ -30,11 +30,13 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
+    from dalle.files import check_folder
     from dalle.training.checkpoint import checkpoint, latest
     from dalle.training.checkpoint.folders import is_checkpoint
 
     if (args.interpolate is None) != (args.start is None):
         raise ValueError("--interpolate SHARE and --with SOURCE go together: give both, or none")
+    check_folder(args.out, "OUT")
     run, tensors = args.run_folder, None
     if is_checkpoint(run):
         latest.check(run)

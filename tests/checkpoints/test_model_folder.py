@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,36 @@ def test_export_refuses_the_recipe_of_another_architecture(tmp_path: Path) -> No
         before = content(other)
         assert "has another architecture than" in one_line(lambda other=other: export(tmp_path / "run", other, "int8"))
         assert content(other) == before
+
+
+@pytest.mark.parametrize("place", ["run", "run/model", "run/model/inside", "run/checkpoints", ".", "images", "file"])
+def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path, place: str) -> None:
+    """Neither the run that is exported nor a folder of something else, whose contents would be lost."""
+    source, target = tmp_path / "run" / "model", tmp_path / place
+    save(source, CONFIG, state())
+    for name in ("run/config.yaml", "run/checkpoints/step-1/state.pt", "images/dog.png", "images/dog.txt", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("stage: dalle\n")
+    before = content(tmp_path)
+    message = one_line(lambda: export(source, target, "int8"))
+    assert re.search(r"holds .+ and is no model folder|is, holds or lies in|is a file", message)
+    assert message.endswith((": give a new folder", ": give another folder"))
+    if place in ("images", "run", "file"):
+        one_line(lambda: save(target, CONFIG, state(1)))
+    assert content(tmp_path) == before
+
+
+def test_a_card_may_be_there_before_the_weights(tmp_path: Path) -> None:
+    save(tmp_path / "run", CONFIG, state())
+    (tmp_path / "out").mkdir()
+    for name in ("README.md", "samples.png", ".gitattributes"):
+        (tmp_path / "out" / name).write_text(name)
+    assert re.search(
+        r"holds \w+\.\w+ and is no model folder", one_line(lambda: save(tmp_path / "out", CONFIG, state()))
+    )
+    export(tmp_path / "run", tmp_path / "out", "int8")
+    assert (tmp_path / "out" / "README.md").read_text() == "README.md"
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_export_of_a_damaged_folder_leaves_the_target(tmp_path: Path) -> None:
