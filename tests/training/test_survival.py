@@ -253,6 +253,26 @@ def test_two_runs_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFix
 @pytest.mark.parametrize(
     "place, message",
     [
+        ("nowhere", "nowhere: no such folder; give the run.dir of a training"),
+        ("begun", "begun has saved no weights yet: train on"),
+        ("run/model", "run/model is no run but has a config.yaml"),
+        ("samples", "samples is no folder of a run"),
+    ],
+)
+def test_export_of_what_is_no_run_is_refused(
+    place: str, message: str, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("begun/metrics.jsonl", "samples/a.png"):
+        (run.parent / name).parent.mkdir()
+        (run.parent / name).write_text("")
+    assert dalle(["export", place, "exported"]) == 2
+    assert message in (error := capfd.readouterr().err) and error.count("\n") == 1
+    assert not (run.parent / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
         ("file", "file is not a folder that can be written: give another as run.dir=FOLDER"),
         ("file/under", "file is not a folder that can be written"),
         ("other", "other/model is there already and of no run: choose another run.dir=FOLDER"),

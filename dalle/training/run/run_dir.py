@@ -27,7 +27,7 @@ from dalle.training.recipe import LoopRecipe
 
 LOCK = ".lock"
 # What a run writes to its folder; its config.yaml may have been put there to train from
-_OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "origin.yaml", "data.json", "report.html")
+_OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
@@ -55,7 +55,7 @@ def check_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> None:
 
 def _check_names(run: Path) -> None:
     """Refuse a folder in which a new run would overwrite what is of something else: its `model` would be replaced."""
-    if (run / LOCK).exists():  # a run that ended before its first checkpoint
+    if (run / "origin.yaml").exists():  # a run that ended before its first checkpoint
         return
     taken = next((run / name for name in _OWN_NAMES if (run / name).exists()), None)
     if taken is not None:
