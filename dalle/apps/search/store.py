@@ -247,7 +247,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether a folder is of an index, or of one whose first building was stopped; runs have a lock of that name too."""
+    """Whether a folder is of an index, or of one whose making was stopped; runs have a lock of that name too."""
     visible = (path for path in folder.iterdir() if not path.name.startswith("."))
     whole = (folder / NAME).exists() or all(path.suffix in (".arrow", ".faiss") for path in visible)
     return whole and (folder / LOCK).exists()
