@@ -218,6 +218,8 @@ def test_commands_in_the_docs_parse() -> None:
                     known = command_line()._option_string_actions
                     options = [word.partition("=")[0] for word in words if word.startswith("--")]
                     assert set(options) <= set(known), where
+                elif words[:1] == ["dalle"] and words[1].endswith(":"):  # what it prints
+                    continue
                 elif words[:3] == ["python", "-m", "dalle"] or words[:1] == ["dalle"]:
                     check_command(words[words.index("dalle") + 1 :], where)
                 elif words[:1] == ["make"]:

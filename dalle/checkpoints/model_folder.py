@@ -211,7 +211,11 @@ class ModelFolder:
         if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
             raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256: export the folder again")
         found = ModelFolder(self.path / recorded["path"])
+        if not (found.path / "config.yaml").is_file():
+            raise ValueError(f"{found.path} is missing, or its config.yaml: copy {self.path} whole, with its {name}")
         if found.sha256 != recorded["sha256"]:
+            if not any((found.path / file).is_file() for file in HASHED):
+                raise ValueError(f"{found.path} has lost its weights: copy {self.path} whole, with its {name}")
             raise ValueError(
                 f"{found.path} is not the {name} that {self.path} was trained with: its sha256 is {found.sha256}, "
                 f"expected {recorded['sha256']}; restore the original"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ import dalle
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
 from dalle.checkpoints.modules import load_into
+from dalle.checkpoints.published.summary import inspect
 from dalle.checkpoints.quantization import STORAGE, pack, unpack
+from dalle.checkpoints.source import open_source
 from dalle.checkpoints.tensors import read_tensors
 from dalle.files import local
 from support.tiny_model import make_tiny_model
@@ -332,6 +335,39 @@ def test_missing_components_give_a_one_line_error(tmp_path: Path) -> None:
     )
     model_folder.write_config(tmp_path / "b", CONFIG | {"parts": {"one": "a"}})
     assert "parts.one needs a path and a sha256" in one_line(lambda: ModelFolder(tmp_path / "b").component("one").path)
+
+
+@pytest.mark.parametrize(
+    "gone, message",
+    [
+        ("clip", "clip is missing, or its config.yaml: copy .* whole, with its clip"),
+        ("clip/config.yaml", "clip is missing, or its config.yaml"),
+        ("clip/model.safetensors", "clip has lost its weights: copy .* whole, with its clip"),
+        ("config.yaml", "has parts of a model folder but no config.yaml: copy the folder whole"),
+    ],
+)
+def test_folder_that_was_copied_in_part_is_named(tmp_path: Path, gone: str, message: str) -> None:
+    save(tmp_path / "clip", CONFIG, state(1))
+    save(tmp_path / "a", CONFIG, state(), parts={"clip": tmp_path / "clip"})
+    place = tmp_path / "a" / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    def opened() -> None:
+        folder = open_source(str(tmp_path / "a"))
+        assert isinstance(folder, ModelFolder)
+        folder.component("clip")
+
+    assert re.search(message, one_line(opened))
+
+
+def test_inspect_says_that_weights_are_damaged(tiny_parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_parts / "clip", tmp_path / "clip")
+    assert "damage" not in inspect(tmp_path / "clip")
+    file = tmp_path / "clip" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "\n- damage: " in inspect(tmp_path / "clip") and "or is truncated" in inspect(tmp_path / "clip")
+    file.unlink()
+    assert f"\n- damage: {file}: no such file" in inspect(tmp_path / "clip")
 
 
 def test_component_inside_the_replaced_folder_is_kept(tmp_path: Path) -> None:
