@@ -106,7 +106,9 @@ def _run(args: argparse.Namespace) -> None:
     classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
-    predictions = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
+    # Only the built-in CLIP's doubts were measured, and another's text tower may take seconds for the other words
+    doubts = args.clip is None and not classifier.clip.config.sigmoid
+    predictions = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold, doubts)
     # None: no bar where stderr is no terminal
     for result in tqdm(predictions, total=len(records), unit="image", disable=None if len(records) > 1 else True):
         if isinstance(result, BadRecord):
@@ -116,7 +118,7 @@ def _run(args: argparse.Namespace) -> None:
         results.append(_plain(result))
         if not args.json:
             # Not print, which would tear the bar on stderr apart
-            tqdm.write(_table(result), file=sys.stdout)
+            tqdm.write(_table(result, args.threshold is None), file=sys.stdout)
     # Some unreadable images are skipped with a warning; a run that read none has failed
     if len(broken) == len(records):
         more = f"; none of {len(records)} images can be read" if len(records) > 1 else ""
@@ -135,9 +137,13 @@ def _plain(result: Prediction) -> dict[str, Any]:
     return {"image": result.image, "labels": labels, **none}
 
 
-def _table(result: Prediction) -> str:
+def _table(result: Prediction, warns: bool) -> str:
+    from dalle.apps.zeroshot.classifier import DOUBTFUL
+
     rows = zip(result.labels, result.probabilities, strict=True)
     lines = [f"  {value:7.2%}  {label}" for label, value in rows]
     if not lines and result.none is not None:
         lines = [f"  {result.none:7.2%}  none of these"]
+    elif warns and result.none is not None and result.none > DOUBTFUL:
+        lines.append(f"  perhaps none of these: words for other things fit better ({result.none:.2%})")
     return "\n".join([result.image, *lines])

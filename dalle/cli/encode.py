@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +36,17 @@ def add(commands: Any) -> None:
     command.add_argument("--batch-size", type=int, default=64, help="images per batch (%(default)s)")
     command.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, kept="complete shards are kept: the same command goes on")
 
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.data.token_shards.dataset import ShardsConfig
     from dalle.data.token_shards.encode import EncodeOptions, Encoding
+    from dalle.files import check_folder
     from dalle.training.init_from import resolve_recipe
     from dalle.training.recipe import DALLERecipe, PriorRecipe
 
+    check_folder(args.out, "OUT")
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, (DALLERecipe, PriorRecipe)):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle or prior")
@@ -103,13 +104,8 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         else:
             bar.update(images)
 
-    try:
-        with bar:
-            written = [encoding.run(rank, world, on_progress)]
-    except KeyboardInterrupt:
-        if rank == 0:
-            print(f"the shards in {encoding.folder} are complete; run the same command to continue", file=sys.stderr)
-        raise
+    with bar:
+        written = [encoding.run(rank, world, on_progress)]
     if world > 1:
         # The index, which the first process writes, lists the shards of all
         gathered: list[Any] = [None] * world

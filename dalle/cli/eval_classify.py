@@ -37,8 +37,11 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.zeroshot.accuracy import evaluate_classifier
     from dalle.apps.zeroshot.confusion import confusion_image
     from dalle.data.labeled import open_labeled_images
+    from dalle.files import check_file
     from dalle.images.png import write_png
 
+    if args.confusion is not None:
+        check_file(args.confusion, "--confusion")
     data = open_labeled_images(args.images, args.by, args.split, args.image)
     templates = templates_given(args) or data.templates
     classifier = ZeroShotClassifier.from_pretrained(labels_of(args) or data.labels, args.clip, templates, args.device)

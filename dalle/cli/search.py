@@ -73,7 +73,10 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search import ImageIndex
+    from dalle.files import check_file
 
+    if args.html is not None:
+        check_file(args.html, "--html")
     index = ImageIndex(args.index, args.clip, args.device)
     if args.captions:
         _captions(index, args)

@@ -28,7 +28,10 @@ NULL_WORDS = (
     *("person", "animal", "plant", "food", "drink", "building", "vehicle", "tool", "furniture", "clothing"),
     *("toy", "machine", "landscape", "sky", "water", "text", "sign", "symbol", "pattern", "something else"),
 )
-"""Labels for everything else: with a threshold, their probability is that of no label."""
+"""Labels for everything else: beside them, what the labels do not get is the probability of none."""
+
+DOUBTFUL = 0.97
+"""Probability of none above which the built-in CLIP has probably been given no label that fits (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Prediction:
     image: str  # path or name
     labels: list[str]  # with a threshold, those that reach it, perhaps none
     probabilities: list[float]  # in [0, 1]; they sum to 1 over all labels, except those of a SigLIP
-    none: float | None = None  # with a threshold: the probability that no label fits
+    none: float | None = None  # where asked for: the probability that no label fits, beside words for other things
 
 
 class ZeroShotClassifier:
@@ -92,6 +95,7 @@ class ZeroShotClassifier:
         top: int | None = None,
         batch_size: int = 64,
         threshold: float | None = None,
+        with_none: bool = False,
     ) -> list[Prediction]:
         """Classify images: paths, bytes of files, or PIL images.
 
@@ -100,6 +104,7 @@ class ZeroShotClassifier:
             top: number of labels for each image; None: all.
             batch_size: images at a time.
             threshold: see `predict`.
+            with_none: see `predict`.
 
         Raises:
             ValueError: `top` is below 1, `threshold` is no probability, or an image cannot be read
@@ -108,7 +113,7 @@ class ZeroShotClassifier:
         several = [images] if isinstance(images, ImageLike) else list(images)
         records = [as_record(image, f"image {number}") for number, image in enumerate(several, 1)]
         results = []
-        for result in self.predict(records, top, batch_size, threshold=threshold):
+        for result in self.predict(records, top, batch_size, threshold=threshold, with_none=with_none):
             if isinstance(result, BadRecord):
                 raise result
             results.append(result)
@@ -121,6 +126,7 @@ class ZeroShotClassifier:
         batch_size: int = 64,
         workers: int = 0,
         threshold: float | None = None,
+        with_none: bool = False,
     ) -> Iterator[Prediction | BadRecord]:
         """Classify records while they are read; yields in place of a broken one the reason.
 
@@ -132,6 +138,8 @@ class ZeroShotClassifier:
             threshold: only labels of at least this probability, in [0, 1], perhaps none. A softmax cannot tell that no
                 label fits, so `NULL_WORDS` are then added to the labels, and their probability is that of none. A
                 SigLIP does not need them.
+            with_none: whether to give the probability of none without a threshold, too; those of the labels stay as
+                they are without it.
 
         Raises:
             ValueError: a number is out of range.
@@ -146,7 +154,9 @@ class ZeroShotClassifier:
             # A stable sort: labels of equal probability keep the order in which they were given
             best = probabilities[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
             ids, values = best.indices[:, :top].tolist(), best.values[:, :top].tolist()
-            none = [None] * len(ids) if threshold is None else probabilities[:, -1].tolist()
+            none = [None] * len(ids)
+            if threshold is not None or with_none:
+                none = self.probabilities(batch.vectors, with_none=True)[:, -1].tolist()
             for row, number in enumerate(batch.numbers):
                 count = len(values[row]) if threshold is None else sum(value >= threshold for value in values[row])
                 names = [self.labels[label] for label in ids[row][:count]]
