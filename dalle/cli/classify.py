@@ -23,6 +23,11 @@ def add(commands: Any) -> None:
         metavar="P",
         help="show only labels of at least this probability, such as 0.5; if there is none, show 'none of these'",
     )
+    command.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="for --threshold: a file of `dalle eval classify --calibrate` (default: calibration.json of the CLIP)",
+    )
     add_clip_options(command)
     command.set_defaults(run=_run)
 
@@ -102,8 +107,12 @@ def _run(args: argparse.Namespace) -> None:
     labels = labels_of(args)
     if labels is None:
         raise ValueError("no labels: give --labels cat,dog or --labels-file FILE")
+    if args.calibration is not None and args.threshold is None:
+        raise ValueError("--calibration is for the probability of none: give --threshold 0.5, too")
     records = [record for path in args.images for record in image_files(path)]
-    classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
+    classifier = ZeroShotClassifier.from_pretrained(
+        labels, args.clip, templates_given(args), args.device, args.calibration
+    )
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
     # Only the built-in CLIP's doubts were measured, and another's text tower may take seconds for the other words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def test_search_weights_floor_and_distinct(made: Path, capsys: pytest.CaptureFix
     assert not {"c.png", "d.png"} <= set(apart) and len(apart) < 4
     assert main(["search", str(made / "photos.index"), "a", "--min-score", "0.9999", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "no image fits\n"
+
+
+def test_search_takes_a_vector_and_a_data_url(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = ImageIndex(made / "photos.index", device="cpu")
+    file = tmp_path / "v.json"
+    file.write_text(json.dumps(index.query("a red heart").tolist()))
+    assert [hit["path"] for hit in found(made, capsys, "--vector", str(file))] == [
+        hit["path"] for hit in found(made, capsys, "a red heart")
+    ]
+    image = made / "photos/b.png"
+    url = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+    assert found(made, capsys, "--image", url) == found(made, capsys, "--image", str(image))
+    file.write_text("{}")
+    for options, message in (
+        (["--vector", str(file)], "is no JSON list of numbers"),
+        (["--vector", str(tmp_path / "none.json")], "cannot be read: No such file"),
+    ):
+        assert main(["search", str(made / "photos.index"), *options, "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
