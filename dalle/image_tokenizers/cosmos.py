@@ -11,7 +11,7 @@ Letters: B images, C channels.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from torch import Tensor, nn
 
@@ -20,11 +20,12 @@ from dalle.config.ranges import Range, Size
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer
 from dalle.image_tokenizers.vqgan import Decoder, Encoder, VQGANConfig
+from dalle.image_tokenizers.vqgan_layers import Level
 from dalle.kernels.group_norm import Norm
 
 LEVELS = 3
 """Of the networks: two halve the resolution, one of these also in time."""
-PATCH = 4
+PATCH: Final = 4
 """Side of the patches that become channels first."""
 
 
@@ -79,6 +80,7 @@ class Cosmos(ImageTokenizer):
             network.mid.insert(2, OneFrame(shape.widths[-1]))
         # Where the decoder doubles the frames of a video; behind the nearest neighbors its bias would meet the padding
         level, width = self.decoder.up[1], shape.widths[1]
+        assert isinstance(level, Level)
         level.resample = nn.Sequential(nn.Conv2d(width, width, 1), level.resample)
         self.quantize = CosmosFSQ(FSQConfig(levels=config.levels))
         self.codebook_size = self.quantize.codebook_size
