@@ -139,6 +139,9 @@ def loadable_files(files: Sequence[str]) -> list[str]:
     # Per folder: in a pipeline of diffusers one part may have pickles alone
     safe = {file.rpartition("/")[0] for file in known if file.endswith(".safetensors")}
     chosen = [file for file in known if not (file.endswith(_PICKLES) and file.rpartition("/")[0] in safe)]
+    # Cosmos' repositories have both parts in one archive more, and again as a pickle
+    if {"encoder.jit", "decoder.jit"} <= set(chosen):
+        chosen = [file for file in chosen if file != "autoencoder.jit" and not file.endswith(_PICKLES)]
     # The same weights in another precision lie beside them as diffusion_pytorch_model.fp16.safetensors
     return [file for file in chosen if _VARIANT not in file or file.replace(_VARIANT, ".") not in chosen]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
+from dalle.image_tokenizers.cosmos import Cosmos, CosmosConfig
 from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.image_tokenizers.dvae import DVAE, DVAEConfig
 from dalle.image_tokenizers.emu3 import Emu3VQ, Emu3VQConfig
@@ -10,11 +11,13 @@ from dalle.image_tokenizers.quantize import FSQConfig, GumbelConfig
 from dalle.image_tokenizers.vq import VQConfig
 from dalle.image_tokenizers.vqgan import VQGAN, VQGANConfig
 
-ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig | Emu3VQConfig
+ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig | Emu3VQConfig | CosmosConfig
 
 __all__ = [
     "DVAE",
     "VQGAN",
+    "Cosmos",
+    "CosmosConfig",
     "DVAEConfig",
     "DiscreteVAE",
     "DiscreteVAEConfig",
@@ -38,4 +41,6 @@ def build(config: ImageTokenizerConfig) -> ImageTokenizer:
         return DiscreteVAE(config)
     if isinstance(config, Emu3VQConfig):
         return Emu3VQ(config)
+    if isinstance(config, CosmosConfig):
+        return Cosmos(config)
     return DVAE(config) if isinstance(config, DVAEConfig) else VQGAN(config)

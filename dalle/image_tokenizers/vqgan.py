@@ -22,7 +22,7 @@ from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfi
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.image_tokenizers.vqgan_layers import Downsample, Level, Middle, ResidualBlock, Upsample
 from dalle.kernels.conv import Conv3x3, image_layout
-from dalle.kernels.group_norm import Norm
+from dalle.kernels.group_norm import GROUPS, Norm
 
 
 @config
@@ -163,7 +163,7 @@ def _quantizer(config: VQConfig | GumbelConfig | FSQConfig) -> Quantizer:
 class Encoder(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, H / factor, W / factor]."""
 
-    def __init__(self, config: VQGANConfig):
+    def __init__(self, config: VQGANConfig, groups: int = GROUPS):
         super().__init__()
         self.patch = config.patch
         widths = config.widths
@@ -172,12 +172,13 @@ class Encoder(nn.Module):
         # Level i maps the channels of level i - 1 to its own; zip drops the last width, which has no next level
         for level, (inputs, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             blocks = [
-                ResidualBlock(inputs if block == 0 else width, width, config.dropout) for block in range(config.blocks)
+                ResidualBlock(inputs if block == 0 else width, width, config.dropout, groups)
+                for block in range(config.blocks)
             ]
             last = level == len(widths) - 1
             self.down.append(Level(blocks, config.attends(level), None if last else Downsample(width)))
-        self.mid = Middle(widths[-1], config.dropout)
-        self.norm_out = Norm(widths[-1])
+        self.mid = Middle(widths[-1], config.dropout, groups)
+        self.norm_out = Norm(widths[-1], groups=groups)
         self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -194,21 +195,21 @@ class Decoder(nn.Module):
     As in taming, `up` is indexed like the encoder's `down`: the lowest resolution is last and runs first.
     """
 
-    def __init__(self, config: VQGANConfig):
+    def __init__(self, config: VQGANConfig, groups: int = GROUPS):
         super().__init__()
         self.patch = config.patch
         widths = config.widths
         self.conv_in = Conv3x3(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1], config.dropout)
+        self.mid = Middle(widths[-1], config.dropout, groups)
         self.up = nn.ModuleList()
         # The mirror image: level i receives the channels of level i + 1
         for level, (width, inputs) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             blocks = [
-                ResidualBlock(inputs if block == 0 else width, width, config.dropout)
+                ResidualBlock(inputs if block == 0 else width, width, config.dropout, groups)
                 for block in range(config.blocks + 1)
             ]
             self.up.append(Level(blocks, config.attends(level), Upsample(width) if level else None))
-        self.norm_out = Norm(widths[0])
+        self.norm_out = Norm(widths[0], groups=groups)
         self.conv_out = Conv3x3(widths[0], 3 * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:

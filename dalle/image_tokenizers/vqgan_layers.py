@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.kernels.conv import Conv3x3
-from dalle.kernels.group_norm import Norm
+from dalle.kernels.group_norm import GROUPS, Norm
 
 
 class Level(nn.Module):
@@ -35,21 +35,23 @@ class Level(nn.Module):
 class Middle(nn.Sequential):
     """Residual block, attention, residual block, at the resolution of the codes."""
 
-    def __init__(self, width: int, dropout: float):
+    def __init__(self, width: int, dropout: float, groups: int = GROUPS):
         super().__init__(
-            ResidualBlock(width, width, dropout), AttentionBlock(width), ResidualBlock(width, width, dropout)
+            ResidualBlock(width, width, dropout, groups),
+            AttentionBlock(width, groups),
+            ResidualBlock(width, width, dropout, groups),
         )
 
 
 class ResidualBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 convolution on the shortcut if the width changes."""
 
-    def __init__(self, inputs: int, width: int, dropout: float):
+    def __init__(self, inputs: int, width: int, dropout: float, groups: int = GROUPS):
         super().__init__()
         self.width = width
-        self.norm1 = Norm(inputs)
+        self.norm1 = Norm(inputs, groups=groups)
         self.conv1 = Conv3x3(inputs, width)
-        self.norm2 = Norm(width)
+        self.norm2 = Norm(width, groups=groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv3x3(width, width)
         self.nin_shortcut = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
@@ -64,9 +66,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over all cells, with a residual connection."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, groups: int = GROUPS):
         super().__init__()
-        self.norm = Norm(width)
+        self.norm = Norm(width, groups=groups)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from dalle.kernels.dispatch import accelerated
 
+GROUPS = 32
+"""Groups of most image networks' norms, from DDPM (arXiv 2006.11239) on."""
+
 
 @accelerated
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor:
@@ -35,10 +38,10 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm of 32 groups, or as many as divide both 32 and a smaller width; swish follows if wanted."""
+    """GroupNorm of `groups` groups, or as many as divide both these and a smaller width; swish follows if wanted."""
 
-    def __init__(self, width: int, eps: float = 1e-6):
-        super().__init__(math.gcd(32, width), width, eps=eps)  # 32 in all networks but tiny ones
+    def __init__(self, width: int, eps: float = 1e-6, groups: int = GROUPS):
+        super().__init__(math.gcd(groups, width), width, eps=eps)
 
     def forward(self, x: Tensor, swish: bool = False) -> Tensor:
         """Images [B, width, H, W] normalized, each group over all its channels and pixels."""

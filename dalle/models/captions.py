@@ -6,6 +6,8 @@ the same id may stand inside of a caption.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,18 +36,27 @@ def null_of(text: Tensor, config: DALLEConfig) -> Tensor:
         ValueError: the null caption has more than T ids.
     """
     if config.null_ids:
-        if text.shape[1] < len(config.null_ids):
-            raise ValueError(
-                f"the text has {text.shape[1]} positions, but the null caption {len(config.null_ids)} ids: pad the "
-                "text to the model's text_length"
-            )
-        null = torch.tensor(config.null_ids, dtype=text.dtype, device=text.device)
-        return F.pad(null, (0, text.shape[1] - len(null)), value=config.pad_id).expand(len(text), -1)
+        return repeated(config.null_ids, text, config)
     if config.null_keeps_ends:
         # The position of the last id, which is EOS
         places, ends = torch.arange(text.shape[1], device=text.device), lengths(text, config.pad_id)[:, None] - 1
         return text.where((places == 0) | (places == ends), config.pad_id)
     return torch.full_like(text, config.pad_id)
+
+
+def repeated(ids: Sequence[int], text: Tensor, config: DALLEConfig) -> Tensor:
+    """A null caption in place of each of captions [B, T], padded as these are.
+
+    Raises:
+        ValueError: it has more than T ids.
+    """
+    if text.shape[1] < len(ids):
+        raise ValueError(
+            f"the text has {text.shape[1]} positions, but the null caption {len(ids)} ids: pad the text to the model's "
+            "text_length"
+        )
+    null = torch.tensor(ids, dtype=text.dtype, device=text.device)
+    return F.pad(null, (0, text.shape[1] - len(null)), value=config.pad_id).expand(len(text), -1)
 
 
 def prefix(text: Tensor, config: DALLEConfig) -> Tensor:

@@ -48,6 +48,8 @@ class DALLEConfig:
     token; left: captions end right before the image, and padding is in front of them, where nothing attends to it."""
     null_ids: tuple[NonNegativeInt, ...] = ()
     """Text ids of the null caption of classifier-free guidance; empty: padding only."""
+    dropped_ids: tuple[NonNegativeInt, ...] = ()
+    """Text ids of a caption that training drops, where that is not the null caption; empty: the null caption."""
     null_keeps_ends: bool = False
     """The null caption is the caption with pad_id, attended to, in place of all ids but the first and the last."""
     begin_id: NonNegativeInt | None = None
@@ -91,10 +93,11 @@ class DALLEConfig:
             raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, but depth is {self.transformer.depth}")
         if self.pad_id >= self.text_vocab:
             raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
-        if self.null_ids and max(self.null_ids) >= self.text_vocab:
-            raise ValueError(f"null_ids has {max(self.null_ids)}; they must be below text_vocab, {self.text_vocab}")
-        if len(self.null_ids) > self.text_length:
-            raise ValueError(f"null_ids has {len(self.null_ids)} ids, more than text_length, {self.text_length}")
+        for name, ids in (("null_ids", self.null_ids), ("dropped_ids", self.dropped_ids)):
+            if ids and max(ids) >= self.text_vocab:
+                raise ValueError(f"{name} has {max(ids)}; they must be below text_vocab, {self.text_vocab}")
+            if len(ids) > self.text_length:
+                raise ValueError(f"{name} has {len(ids)} ids, more than text_length, {self.text_length}")
         if self.null_ids and self.null_keeps_ends:
             raise ValueError("null_ids and null_keeps_ends are two kinds of null captions: give one of them")
         if self.row_ends and (self.positions != "rope_1d" or self.kinds != ["full"] * depth or self.shift_tokens):

@@ -39,6 +39,7 @@ REQUIRED: dict[str, Any] = {
 LISTS: dict[str, Any] = {
     "stored_masks": tuple(range(8)),
     "null_ids": (0, 1, 2),
+    "dropped_ids": (0, 1, 2),
     "weights": (1.0, 2.0),
     "betas": (0.9, 0.96),
 }

@@ -212,6 +212,7 @@ def test_too_many_tokens_are_refused() -> None:
         ({"padding": "left", "positions": "rope_1d"}, "padding: left needs text_head: false"),
         ({"null_ids": (3, 20)}, "null_ids has 20"),
         ({"null_ids": (1,) * 6}, "null_ids has 6 ids"),
+        ({"dropped_ids": (1,) * 6}, "dropped_ids has 6 ids"),
         ({"null_ids": (1,), "null_keeps_ends": True}, "two kinds of null captions"),
     ],
 )

@@ -39,6 +39,16 @@ SIZES = {
         positions="rope",
         grid=(12, 12),
     ),
+    "language model": DALLEConfig(  # of Qwen2's kind
+        transformer=TransformerConfig(
+            width=128, depth=4, heads=4, kv_heads=2, feed_forward="swiglu", norm="rms", biases="qkv"
+        ),
+        positions="rope_1d",
+        padding="left",
+        text_head=False,
+        text_length=48,
+        grid=(12, 12),
+    ),
 }
 
 

@@ -7,13 +7,13 @@ Letters: L channels of the latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.lazy_tensor import LazyTensor
-from dalle.checkpoints.published.state import Published, count, derived, shape
+from dalle.checkpoints.published.folding import Part, conv, fold, plain, same
+from dalle.checkpoints.published.state import Published, count, shape
 from dalle.image_tokenizers import Emu3VQConfig
 
 FAMILY = "the image tokenizer of Emu3"
@@ -23,8 +23,6 @@ PREFIXES = ("vqmodel.", "model.vqmodel.")
 _SIZE = 720  # pixels of the published models' images
 _EPS = 1e-5  # of the batch norms
 _STEPS = 2  # in time, from 4 frames to 1
-_Part = tuple[str, Sequence[str], Callable[..., Tensor]]
-"""Our name, the published names, and how their tensors become ours."""
 
 
 def is_of(names: Iterable[str]) -> bool:
@@ -59,16 +57,9 @@ def read(published: Mapping[str, Tensor], rows: int | None = None) -> Published:
     """
     theirs = any(name.startswith("encoder.down_block.") for name in published)  # transformers' layout
     config = _config(published, "encoder.down_block.down" if theirs else "encoder.down", rows)
-    tensors: dict[str, Tensor | LazyTensor] = {}
-    names: set[str] = set()
-    rules: list[tuple[str, str]] = []
-    for ours, sources, make in _parts(config, theirs):
-        names.update(sources)
-        rules.append((" and ".join(sources), ours))
-        if all(source in published for source in sources):
-            tensors[ours] = _made([published[source] for source in sources], make)
+    tensors, rules, others = fold(published, _parts(config, theirs))
     dropped = [name for name in published if name.endswith(".num_batches_tracked")]  # counters of batch norms
-    unknown = sorted(set(published) - names - set(dropped))
+    unknown = [name for name in others if name not in dropped]
     if unknown:
         raise ValueError(f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no tokenizer of Emu3")
     # Statistics of our quantizer, which start at zero
@@ -100,36 +91,27 @@ def _config(published: Mapping[str, Tensor], down: str, rows: int | None) -> Emu
     )
 
 
-def _made(sources: list[Tensor], make: Callable[..., Tensor]) -> Tensor | LazyTensor:
-    if make is _same:
-        return sources[0]
-    with torch.device("meta"):  # the shape alone
-        size = make(*(torch.empty(source.shape) for source in sources)).shape
-    # In float32: sums and quotients of 16 bits would be rounded twice
-    return derived(sources, size, lambda: make(*(source.float() for source in sources)).to(sources[0].dtype))
-
-
-def _parts(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
+def _parts(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
     """All tensors; `theirs`: in transformers' layout."""
-    yield "quantize.codebook", ["quantize.embedding.weight"], _same
+    yield "quantize.codebook", ["quantize.embedding.weight"], same
     for name in ("quant_conv", "post_quant_conv"):
-        yield from _conv(name, f"{name}.conv", _last)
+        yield from conv(name, f"{name}.conv", _last)
     for side in ("encoder", "decoder"):
-        yield from _plain((f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out"))
+        yield from plain((f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out"))
         for block in range(config.blocks):
             yield from _stack(f"{side}_stack.{block}", f"{side}.time_res_stack.{block}")
         for step in range(_STEPS):
             kernel = _last if side == "decoder" else (_two_frames, _one_frame)[step]
             # The first step makes two frames side by side, each with the bias
-            bias = _twice if side == "encoder" and not step else _same
-            yield from _conv(f"{side}_time.{step}", f"{side}.time_conv.{step}.conv.conv", kernel, bias)
-    yield from _plain([("encoder.norm_out", "encoder.norm_out")])
-    yield from _plain(_modulated("decoder.norm_out", "decoder.norm_out"))
+            bias = _twice if side == "encoder" and not step else same
+            yield from conv(f"{side}_time.{step}", f"{side}.time_conv.{step}.conv.conv", kernel, bias)
+    yield from plain([("encoder.norm_out", "encoder.norm_out")])
+    yield from plain(_modulated("decoder.norm_out", "decoder.norm_out"))
     yield from _encoder(config, theirs)
     yield from _decoder(config, theirs)
 
 
-def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
+def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
     down = "encoder.down_block.down" if theirs else "encoder.down"
     last = len(config.channel_multipliers) - 1
     blocks, before = [], config.channels
@@ -139,22 +121,22 @@ def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
             blocks.append((f"encoder.down.{level}.block.{block}", f"{down}.{level}.block.{block}", before != width))
             before = width
         if level < last:
-            yield from _plain([(f"encoder.down.{level}.resample.conv", f"{down}.{level}.downsample.conv")])
+            yield from plain([(f"encoder.down.{level}.resample.conv", f"{down}.{level}.downsample.conv")])
     mid = "encoder.middle_block" if theirs else "encoder.mid"
     # 1 is attention, between them
     blocks += [(f"encoder.mid.{2 * number}", f"{mid}.block_{number + 1}", False) for number in range(2)]
     for ours, name, wider in blocks:
         parts = ("norm1", "conv1", "norm2", "conv2", *(("nin_shortcut",) if wider else ()))
-        yield from _plain((f"{ours}.{part}", f"{name}.{part}") for part in parts)
+        yield from plain((f"{ours}.{part}", f"{name}.{part}") for part in parts)
     places = [(f"encoder.down.{last}.attn.{block}", f"{down}.{last}", f".{block}") for block in range(config.blocks)]
     for ours, place, number in [*places, ("encoder.mid.1", mid, "")]:
         attention, norm = _attention(place, number, theirs)
-        yield from _plain([(f"{ours}.norm", norm)])
+        yield from plain([(f"{ours}.norm", norm)])
         for part, mine in zip(attention, ("q", "k", "v", "proj_out"), strict=True):
-            yield from _conv(f"{ours}.{mine}", part, _kernel)
+            yield from conv(f"{ours}.{mine}", part, _kernel)
 
 
-def _decoder(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
+def _decoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
     up, mid = ("decoder.up_block.up", "decoder.middle_block") if theirs else ("decoder.up", "decoder.mid")
     last = len(config.channel_multipliers) - 1
     blocks = [(f"decoder.mid.{2 * number}", f"{mid}.block_{number + 1}", False) for number in range(2)]
@@ -169,21 +151,21 @@ def _decoder(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
                 attentions.append((f"decoder.up.{number}", f"{up}.{level}", f".{block}"))
                 number += 1
         if level:
-            yield from _plain([(f"decoder.up.{number}.conv", f"{up}.{level}.upsample.conv")])
+            yield from plain([(f"decoder.up.{number}.conv", f"{up}.{level}.upsample.conv")])
             number += 1
     for ours, name, wider in blocks:
         for norm in ("norm1", "norm2"):
-            yield from _plain(_modulated(f"{ours}.{norm}", f"{name}.{norm}"))
-        yield from _plain((f"{ours}.{part}", f"{name}.{part}") for part in ("conv1", "conv2"))
+            yield from plain(_modulated(f"{ours}.{norm}", f"{name}.{norm}"))
+        yield from plain((f"{ours}.{part}", f"{name}.{part}") for part in ("conv1", "conv2"))
         if wider:
-            yield from _plain([(f"{ours}.shortcut", f"{name}.nin_shortcut")])
+            yield from plain([(f"{ours}.shortcut", f"{name}.nin_shortcut")])
     for ours, place, at in attentions:
         (*qkv, out), norm = _attention(place, at, theirs)
-        yield from _plain(_modulated(f"{ours}.norm", norm))
+        yield from plain(_modulated(f"{ours}.norm", norm))
         yield f"{ours}.qkv.weight", [f"{part}.weight" for part in qkv], _rows
         yield f"{ours}.qkv.bias", [f"{part}.bias" for part in qkv], _rows
         yield f"{ours}.out.weight", [f"{out}.weight"], _rows
-        yield f"{ours}.out.bias", [f"{out}.bias"], _same
+        yield f"{ours}.out.bias", [f"{out}.bias"], same
 
 
 def _attention(place: str, number: str, theirs: bool) -> tuple[list[str], str]:
@@ -195,7 +177,7 @@ def _attention(place: str, number: str, theirs: bool) -> tuple[list[str], str]:
     return [f"{own}.{part}" for part in ("q", "k", "v", "proj_out")], f"{own}.norm"
 
 
-def _stack(ours: str, theirs: str) -> Iterator[_Part]:
+def _stack(ours: str, theirs: str) -> Iterator[Part]:
     """A residual block of the short stacks: the first norm's statistics apart, the second's in the convolution."""
     norm1, norm2 = (
         [f"{theirs}.{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
@@ -214,7 +196,7 @@ def _stack(ours: str, theirs: str) -> Iterator[_Part]:
         [f"{conv1}.bias", *norm2],
         lambda own, weight, bias, mean, var: own * _scale(weight, var) + _shift(weight, bias, mean, var),
     )
-    yield from _conv(f"{ours}.conv2", f"{theirs}.conv2.conv", _last)
+    yield from conv(f"{ours}.conv2", f"{theirs}.conv2.conv", _last)
 
 
 def _scale(weight: Tensor, var: Tensor) -> Tensor:
@@ -225,25 +207,9 @@ def _shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return bias - mean * _scale(weight, var)
 
 
-def _plain(names: Iterable[tuple[str, str]]) -> Iterator[_Part]:
-    for ours, theirs in names:
-        yield from _conv(ours, theirs, _same)
-
-
-def _conv(
-    ours: str, theirs: str, kernel: Callable[..., Tensor], bias: Callable[..., Tensor] | None = None
-) -> Iterator[_Part]:
-    yield f"{ours}.weight", [f"{theirs}.weight"], kernel
-    yield f"{ours}.bias", [f"{theirs}.bias"], bias or _same
-
-
 def _modulated(ours: str, theirs: str) -> list[tuple[str, str]]:
     parts = (("norm", "norm_layer"), ("scale", "conv_y"), ("shift", "conv_b"))
     return [(f"{ours}.{mine}", f"{theirs}.{part}") for mine, part in parts]
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _last(kernel: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published import discrete_vae, emu3_tokenizer, janus, openai_dvae, vqgan
+from dalle.checkpoints.published import cosmos, discrete_vae, emu3_tokenizer, janus, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES, read_stored_state, weights_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, named_tensors, strip_wrappers, training_options
@@ -36,6 +36,8 @@ def read_image_tokenizer(source: Path) -> Published:
     try:
         if openai_dvae.is_there(source):
             return openai_dvae.read(source)
+        if cosmos.is_there(source):
+            return cosmos.read(source)
         files = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
         own = _of_model(source)
         if own is not None:
@@ -58,8 +60,8 @@ def read_image_tokenizer(source: Path) -> Published:
         raise ValueError(f"{source} is a part of a pipeline of diffusers: give the whole folder, {source.parent}")
     raise ValueError(
         f"{source} is not an image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
-        "decoder.pkl of OpenAI, one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch, or one "
-        ".safetensors of Emu3"
+        "decoder.pkl of OpenAI, one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch, one "
+        ".safetensors of Emu3, or encoder.jit and decoder.jit of Cosmos"
     )
 
 

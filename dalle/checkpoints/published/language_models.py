@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published import chameleon, emu3, janus, liquid, llama
+from dalle.checkpoints.published import chameleon, emu3, janus, liquid, llama, simplear
 from dalle.checkpoints.published.others import reject_unsupported
 
 _LOADERS = {
@@ -17,6 +17,7 @@ _LOADERS = {
     "lumina": chameleon.load_lumina,
     "liquid": liquid.load,
     "emu3": emu3.load,
+    "simplear": simplear.load,
 }
 LANGUAGE_MODELS = tuple(_LOADERS)
 
@@ -39,6 +40,8 @@ def family_of(tensors: Iterable[str], folder: Path) -> str | None:
         kind = llama.read_settings(folder / llama.SETTINGS).get("model_type")
         if kind in emu3.MODEL_TYPES:
             return "emu3"
+        if kind == simplear.MODEL_TYPE and simplear.is_of(names):
+            return "simplear"
         return "liquid" if kind == liquid.MODEL_TYPE else None
     return None
 

@@ -86,10 +86,17 @@ class Blocks:
     rope_base: float = _BASE
 
 
-def rules(prefix: str) -> tuple[tuple[str, str], ...]:
-    """Renaming rules for the tensors under `prefix`, a pattern, to ours before `fuse`."""
+def rules(prefix: str, *, biases: bool = False) -> tuple[tuple[str, str], ...]:
+    """Renaming rules for the tensors under `prefix`, a pattern, to ours before `fuse`.
+
+    Args:
+        prefix: what is in front of the blocks.
+        biases: whether queries, keys and values have biases, as Qwen2's.
+    """
     layer = rf"{prefix}\.layers\.(\d+)\."
+    more = ((rf"{layer}self_attn\.([qkv])_proj\.bias", _BLOCK + r"attention.\2_bias"),) if biases else ()
     return (
+        *more,
         (rf"{prefix}\.embed_tokens\.weight", "text_embedding.weight"),
         (rf"{layer}self_attn\.([qkv])_proj\.weight", _BLOCK + r"attention.\2"),
         (rf"{layer}self_attn\.o_proj\.weight", _BLOCK + "attention.out.weight"),
@@ -144,6 +151,7 @@ def fuse(
     # Rows of queries, rows of keys
     inner, kept = (take(tensors, f"transformer.blocks.0.attention.{p}", blocks.rules).shape[0] for p in "qk")
     heads, head = _heads(inner, settings, given, blocks)
+    biased = any(name.endswith("attention.q_bias") for name in tensors)
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     for layer in range(depth):
         place = f"transformer.blocks.{layer}."
@@ -165,6 +173,11 @@ def fuse(
         state[f"{place}attention.qkv.weight"] = (
             _half_split(q, k, v, head) if blocks.interleaved else concat_lazy(q, k, v)
         )
+        if biased:
+            parts = [f"{place}attention.{p}_bias" for p in "qkv"]
+            state[f"{place}attention.qkv.bias"] = concat_lazy(*(take(tensors, part, blocks.rules) for part in parts))
+            for part in parts:
+                del state[part]
         state[f"{place}feed_forward.up.weight"] = concat_lazy(gate, up)
         state[f"{place}feed_forward.down.weight"] = down
     config = TransformerConfig(
@@ -178,7 +191,7 @@ def fuse(
         norm="rms",
         # Hugging Face's name, Meta's name
         norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
-        biases="none",
+        biases="qkv" if biased else "none",
     )
     return state, config, _rope_base(settings, blocks.rope_base)
 

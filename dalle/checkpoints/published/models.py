@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published import chameleon, dalle_pytorch, llamagen, mindalle, rudalle, vqgan
+from dalle.checkpoints.published import chameleon, cosmos, dalle_pytorch, llamagen, mindalle, rudalle, vqgan
 from dalle.checkpoints.published.files import index_of, read_stored_state, weights_file
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, tokenizer_of_dalle_pytorch
 from dalle.checkpoints.published.language_models import LANGUAGE_MODELS, family_of, read_language_model
@@ -91,6 +91,8 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
 def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedModel:
     if family == "mindalle" or (family is None and mindalle.is_there(source)):
         return _mindalle(source, given)
+    if cosmos.is_alone(source):
+        raise ValueError("it is an image tokenizer of Cosmos: give it as the image tokenizer of a model")
     folder = source if source.is_dir() else source.parent
     file = transformer_file(source)
     if file.suffix in (".safetensors", ".json") or family in LANGUAGE_MODELS:  # an index of shards
@@ -150,7 +152,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
         )
     raise ValueError(
         "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch, LlamaGen, Janus, Anole, "
-        "Liquid or Emu3, or a model folder made by train.py (config.yaml)"
+        "Liquid, Emu3 or SimpleAR, or a model folder made by train.py (config.yaml)"
     )
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import re
 import zipfile
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +59,30 @@ def read_pickled(file: Path) -> Any:
         raise ValueError(
             f"{file} was not written by torch.save, or is damaged ({reason}): download it again"
         ) from error
+
+
+def read_code(file: Path) -> str:
+    """The text of the programs in a TorchScript archive, which are not run; empty if it has none.
+
+    Raises:
+        ValueError: they are longer than any network's, or the archive is damaged.
+    """
+    found: list[bytes] = []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if not re.fullmatch(r"[^/]+/code/.+\.py", name):
+                    continue
+                # Texts are compressed, and a small archive could declare terabytes
+                left = MAX_PICKLE_BYTES - sum(map(len, found))
+                with archive.open(name) as text:
+                    found.append(text.read(left + 1))
+                if len(found[-1]) > left:
+                    raise ValueError(f"it has more than {MAX_PICKLE_BYTES:,} bytes of code")
+    except (*_DAMAGE_ERRORS, zlib.error) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} is no TorchScript archive, or is damaged ({reason}): download it again") from error
+    return b"\n".join(found).decode(errors="replace")
 
 
 # All exceptions that damaged pickles and archives cause in the standard library and in torch.

@@ -11,7 +11,7 @@ from torch import nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle, unclip
+from dalle.checkpoints.published import cosmos, dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.files import read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
@@ -71,7 +71,7 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
 
 def _describe_wrappers(source: Path) -> str:
     """A line on the wrapper parts removed from a file's tensor names."""
-    if mindalle.is_there(source) or openai_dvae.is_there(source):
+    if mindalle.is_there(source) or openai_dvae.is_there(source) or cosmos.is_alone(source):
         return ""
     file = transformer_file(source)
     if file.suffix == ".safetensors" or file.name.endswith(".json"):
@@ -99,7 +99,7 @@ def stage_of(source: Path) -> Stage:
         return "unclip"
     if (source / "config.yaml").is_file():
         raise ValueError(f"{source} has a config.yaml: it is already a model folder")
-    if openai_dvae.is_there(source):
+    if openai_dvae.is_there(source) or cosmos.is_alone(source):
         return "image_tokenizer"
     try:
         file = transformer_file(source)

@@ -151,8 +151,14 @@ def block_bytes(size: ModelSize, setup: TrainSetup) -> int:
     # activation saves both projections, the activated gate and the product (4 H)
     gated = shape.feed_forward in ("swiglu", "geglu", "geglu_tanh")
     token += number * hidden * (4 if gated else 3 if shape.feed_forward == "quick_gelu" else 2)
-    if "rope" in config.positions:  # rotated queries and keys (2 I); the originals stay, as views beside values
+    # Rotated queries and keys (2 I): the originals stay, as views beside values. Of fewer heads of keys and values
+    # copies are attended to, and their originals go
+    if "rope" in config.positions and shape.key_heads == shape.heads:
         token += number * 2 * inner
+    if config.padding == "left" or config.text_features is not None:  # the mask, as numbers that are added to scores
+        token += number * size.tokens
+    if shape.norm == "rms":  # what is scaled, in float32
+        token += 2 * _FLOAT * width
     if shape.qk_norm:  # normalized queries and keys (2 I), and statistics per head
         token += number * 2 * inner + 2 * _STATS * shape.heads
     token += 2 * (shape.dropout > 0) * width  # dropout masks, one byte per channel

@@ -50,7 +50,7 @@ class DALLERecipe:
     bpe_dropout: Probability = 0.1
     """Probability of dropping a BPE merge in training."""
     caption_dropout: Probability = 0.1
-    """Probability of replacing a caption by padding, for classifier-free guidance."""
+    """Probability of replacing a caption by the null caption, for classifier-free guidance."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample images, which always use the same seeds."""
     sampling: SamplingConfig = SamplingConfig(guidance=2.0)

@@ -25,6 +25,7 @@ from dalle.generation.generate import generate
 from dalle.generation.options import EngineOptions
 from dalle.generation.rerank import score
 from dalle.images.grid import image_grid
+from dalle.models.captions import repeated
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
@@ -124,7 +125,8 @@ class DALLETask(Task):
         # The null caption must be trained for classifier-free guidance (arXiv 2207.12598, algorithm 1)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
         rows = to_device(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))  # [B, 1] or [B, 1, 1]
-        text = torch.where(rows, self.model.null_text(text), text)
+        own = recipe.model.dropped_ids
+        text = torch.where(rows, repeated(own, text, recipe.model) if own else self.model.null_text(text), text)
         codes = batch.codes(self.image_tokenizer, self.device)
         read = with_noise(codes, recipe.code_noise, recipe.model.image_vocab, batch.seeds)
         return Inputs(to_device(self.device, text), codes, read)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.pickles import read_code, read_pickled
 from dalle.checkpoints.published.unpickler import OpaqueObject
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -104,6 +104,25 @@ def test_torchscript_archives_are_read(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 3)), tmp_path / "a.pt")
     found = read_pickled(tmp_path / "a.pt")
     assert isinstance(found, OpaqueObject) and torch.equal(found.state["weight"], layer.weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_programs_of_archives_are_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.pt"
+    torch.jit.save(torch.jit.trace(nn.Conv2d(1, 1, 1, stride=(2, 3)), torch.zeros(1, 1, 6, 6)), file)
+    assert "torch._convolution(" in read_code(file) and "[2, 3]" in read_code(file)
+    torch.save({"a": torch.zeros(3)}, tmp_path / "b.pt")
+    assert read_code(tmp_path / "b.pt") == ""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:  # small, but long when it is unpacked
+        for number in range(3):
+            archive.writestr(f"a/code/{number}.py", b" " * 10**6)
+    assert len(read_code(file)) == 3 * 10**6 + 2
+    monkeypatch.setattr("dalle.checkpoints.published.pickles.MAX_PICKLE_BYTES", 2 * 10**6)
+    with pytest.raises(ValueError, match="more than 2,000,000 bytes of code"):
+        read_code(file)
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="no TorchScript archive, or is damaged .*: download it again"):
+        read_code(file)
 
 
 # What a hostile file asks for
