@@ -161,6 +161,22 @@ class EmbeddingDecoder:
         """
         return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), iterations)
 
+    @torch.no_grad()
+    def reconstruct(self, z: Tensor, noise: Tensor, steps: int = 50) -> Tensor:
+        """Images of bipartite latents by DDIM without guidance, in the decoder's size: the inverse of `invert`.
+
+        Args:
+            z: embeddings [B, D].
+            noise: x_T [B, 3, h, h], of `invert`.
+            steps: of DDIM, as many as of the inversion.
+
+        Returns:
+            float32 [B, 3, h, h] in [0, 1]; of a decoder of latents the decoded image.
+        """
+        options = replace(INVERSION, steps=steps)
+        small = sample_from(noise, self._unguided_denoiser(z), make_schedule(self.decoder.config.schedule), options)
+        return to_unit(small if self.autoencoder is None else self.autoencoder.decode(small))
+
     def _latents(self, item: Image.Image | str, seed: int, options: SamplerConfig) -> tuple[Tensor, Tensor]:
         """The bipartite latents of an image or a text (section 3): z [1, D] and x_T [1, 3, h, h]."""
         if isinstance(item, str):
