@@ -197,6 +197,7 @@ class EmbeddingDecoder:
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
             small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
+            small = _finite(small, "decoder")
             large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)  # [b, 3, H, H]
             images += to_images(to_unit(large))
         return images
@@ -341,6 +342,17 @@ class EmbeddingDecoder:
             source = noise_of_stage(noise, stage, (len(seeds), *shape))
         schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
         if inpainting is None:
-            return sample(denoise, schedule, options.sampler, source, progress)
+            return _finite(sample(denoise, schedule, options.sampler, source, progress), stage)
         known = Known(self._encode(inpainting.image[None], shape[-1]), inpainting.mask_at(shape[-1]))
-        return inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)
+        painted = inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)
+        return _finite(painted, stage)
+
+
+def _finite(images: Tensor, stage: str) -> Tensor:
+    """Refuse images that a file would show as black."""
+    if not images.isfinite().all():
+        raise ValueError(
+            f"the {stage}'s images are nan or infinite: take float32 in place of 16 bits, a lower guidance, or an "
+            "earlier checkpoint of its training"
+        )
+    return images

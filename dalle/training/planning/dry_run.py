@@ -1,8 +1,7 @@
 """Runs a training step of a prior or a diffusion without numbers, and counts the memory and operations that it takes.
 
-Fake tensors have shapes and dtypes, but no memory: a step of any size takes a second on any machine. They live on a fake
-CPU with its autocast, as PyTorch cannot differentiate on a fake GPU. On a GPU, autocast runs norms in float32, so that
-activations take more there.
+Fake tensors have shapes and dtypes, but no memory: a step of any size takes seconds on any machine. They live on a fake
+CPU, as PyTorch cannot differentiate on a fake GPU. There autocast runs norms in float32, so activations take more.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ class StepCost:
         frozen: bytes of the CLIP that embeds images and captions.
         state: bytes of weights, the two moments of AdamW and the EMA.
         peak: bytes held at most beyond those, by activations and gradients.
-        operations: floating-point operations per image, of the network forward and backward and of the CLIP forward.
+        operations: floating-point operations per image, of the network forward and backward, with what checkpointing
+            recomputes, and of the CLIP forward.
     """
 
     parameters: int
@@ -123,7 +123,6 @@ def step_cost(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         frozen = 0 if tower is None else sum(parameter.numel() * _FLOAT for parameter in tower.parameters())
     state = _FLOAT * parameters * (3 + (recipe.optim.ema is not None))
-    # Recomputed operations are no operations of the model: they are counted only where they cost time
     return StepCost(parameters, frozen, state, live.most, counter.get_total_flops() / images / min(accumulation, 2))
 
 

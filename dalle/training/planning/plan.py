@@ -192,7 +192,8 @@ def report(found: Plan, recipe: DALLERecipe) -> str:
     lines = [
         f"{size.parameters:,} parameters; {size.tokens:,} tokens an image ({config.prefix_length:,} of text); "
         f"{operations(size, False) / 1e12:.3g} TFLOP to train on one",
-        f"{cluster.devices} x {format_bytes(cluster.memory)}, {format_bytes(cluster.usable)} usable; batch {run.batch_size:,}, "
+        f"{cluster.devices} x {format_bytes(cluster.memory)}, {format_bytes(cluster.usable)} usable; "
+        f"batch {run.batch_size:,}, "
         f"{_precision(recipe)}, weights and optimizer fp32" + ("" if recipe.optim.ema is None else ", with EMA"),
         f"sampling: the KV cache of one image takes {format_bytes(cache_bytes(size))} in 16 bits",
         "",
