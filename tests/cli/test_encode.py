@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.data.token_shards.files import TokenProvenance, read_index
+from dalle.data.token_shards.files import read_index
+from dalle.data.token_shards.provenance import TokenProvenance
 from support.tiny_model import DALLE_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]

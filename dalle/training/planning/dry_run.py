@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.checkpoints.build import build_diffusion, build_prior
-from dalle.data.token_shards.dataset import EmbeddingShardsConfig
+from dalle.data.token_shards.dataset import ShardsConfig
 from dalle.kernels import switches
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig, TextStates
@@ -146,7 +146,7 @@ def _network(recipe: UnCLIPRecipe, checkpointing: bool) -> nn.Module:
 @torch.no_grad()
 def _embed(recipe: UnCLIPRecipe, clip: CLIP, images: int) -> None:
     """What the frozen CLIP computes for a micro-batch, unless it is read from shards."""
-    if not isinstance(recipe.data, EmbeddingShardsConfig):
+    if not isinstance(recipe.data, ShardsConfig):
         side = clip.config.image_size
         clip.encode_image(torch.empty(images, 3, side, side), normalize=False)
     clip.text_states(torch.zeros(images, recipe.model.text_length, dtype=torch.int64))  # type: ignore[union-attr]
