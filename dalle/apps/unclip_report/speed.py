@@ -23,10 +23,9 @@ def speed_table(pipe: UnCLIP, prompt: str, steps: int = STEPS) -> Rows:
         For the prior, the decoder, the upsampler, the scores and all together, "seconds" for `CANDIDATES` images and
         "share" of the whole.
     """
-    base, options = without_upsampler(pipe), {"steps": steps, "guidance": GUIDANCE}
-    captions = [prompt] * CANDIDATES
+    base, captions = without_upsampler(pipe), [prompt] * CANDIDATES
     z = pipe.embed(captions)
-    images = base.decode(z, captions, **options)
+    images = base.decode(z, captions, steps, GUIDANCE)
 
     def seconds(work: Callable[[], object]) -> float:
         work()  # caches and native code are made in the first round
@@ -34,10 +33,10 @@ def speed_table(pipe: UnCLIP, prompt: str, steps: int = STEPS) -> Rows:
         work()
         return time.perf_counter() - start
 
-    small = seconds(lambda: base.decode(z, captions, **options))
+    small = seconds(lambda: base.decode(z, captions, steps, GUIDANCE))
     found = {"prior": seconds(lambda: pipe.embed(captions)), f"decoder, {steps} steps, guidance {GUIDANCE:g}": small}
     if pipe.upsampler is not None:
-        whole = seconds(lambda: pipe.decode(z, captions, **options))
+        whole = seconds(lambda: pipe.decode(z, captions, steps, GUIDANCE))
         found[f"upsampler, {pipe.sampling.upsampler.sampler.steps} steps"] = max(0.0, whole - small)
     judge = pipe.judge
     if judge is not None:
