@@ -175,6 +175,7 @@ def dalle_classifier(folder: Path) -> Classifier:
     return load_classifier(folder)
 
 
+@pytest.mark.slow
 def test_command_makes_every_table(
     folder: Path,
     judge_folder: Path,
@@ -201,7 +202,10 @@ def test_command_makes_every_table(
     assert sheets == {
         f"{name}.png" for name in ("decoder", "blends", "edits", "inpainting", "systems-en", "systems-ne")
     }
-    assert main([*command[:3], *WORDS, "--limit", "4", "--table", "speed"]) == 0
+
+
+def test_command_prints_markdown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "unclip", str(folder), *WORDS, "--limit", "4", "--table", "speed"]) == 0
     told = capsys.readouterr().out
     assert "| seconds | share |" in told and "decoder, 25 steps" in told
 

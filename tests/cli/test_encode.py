@@ -110,7 +110,7 @@ def test_token_shards_of_another_image_tokenizer_are_refused(
 
 
 WRONG = {
-    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle or prior"),
+    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle, prior"),
     "no recipe": (["nowhere.yaml", "OUT"], "nowhere.yaml: no such file"),
     "no views": (["configs/emoji/dalle.yaml", "OUT", "--views", "0"], "views is 0: give at least 1"),
     "shards of shards": (["TOKENS", "OUT"], "data.kind is tokens already"),
