@@ -24,10 +24,11 @@ from dalle.cli.threads import limit_openmp_spinning
 
 # Modules of dalle/cli, in the order of --help
 COMMANDS = (
-    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "eval_clip", "eval_probe", "judge", "export"),
-    *("convert", "inspect", "classify", "index", "search", "paint", "assemble", "vary", "blend", "edit", "serve"),
+    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "eval_clip", "eval_probe", "eval_unclip"),
+    *("judge", "export", "convert", "inspect", "classify", "index", "search", "paint"),
+    *("assemble", "vary", "blend", "edit", "serve"),
 )
-_EVALS = ("classify", "clip", "probe")  # commands of two words; a folder of that name must be written ./clip
+_EVALS = ("classify", "clip", "probe", "unclip")  # commands of two words; a folder of that name must be written ./clip
 _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 
 

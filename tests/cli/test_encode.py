@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.data.token_shards.files import TokenProvenance, read_index
+from dalle.data.token_shards.files import read_index
+from dalle.data.token_shards.provenance import TokenProvenance
 from dalle.files import FileLock
 from support.tiny_model import DALLE_MODEL, make_tiny_model
 
@@ -110,7 +111,7 @@ def test_token_shards_of_another_image_tokenizer_are_refused(
 
 
 WRONG = {
-    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle or prior"),
+    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle, prior"),
     "no recipe": (["nowhere.yaml", "OUT"], "nowhere.yaml: no such file"),
     "no views": (["configs/emoji/dalle.yaml", "OUT", "--views", "0"], "views is 0: give at least 1"),
     "shards of shards": (["TOKENS", "OUT"], "data.kind is tokens already"),

@@ -24,7 +24,6 @@ from dalle.data.custom.config import CustomConfig
 from dalle.data.token_shards.dataset import SPLITS
 from dalle.data.token_shards.encoders import ImageEncoder
 from dalle.data.token_shards.files import (
-    Provenance,
     ShardFile,
     ShardIndex,
     existing_shard,
@@ -33,6 +32,7 @@ from dalle.data.token_shards.files import (
     write_shard,
 )
 from dalle.data.token_shards.jobs import IndexedSplit, ShardJob, StreamedSplit
+from dalle.data.token_shards.provenance import Provenance
 from dalle.files import FileLock, remove_parts
 
 T = TypeVar("T")
