@@ -48,7 +48,7 @@ class FusedBlocks:
         if model.training and (model.config.dropout or model.config.attention_dropout):  # dropout
             return None
         rows = x.shape[0] * x.shape[1]
-        if len(x) != cache.keys.shape[1] or x.dtype != cache.keys.dtype:
+        if len(x) != cache.batch or x.dtype != cache.keys.dtype:
             return None
         if self.step is not None and self.step.serves(cache, rows):
             return self.step

@@ -21,7 +21,7 @@ from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 from support.browser import Opened, chromium, opened, pixels, violations
-from support.server import Running, running
+from support.server import Pause, Running, running
 from support.tiny_model import GRID, IMAGE_SIZE
 from support.tiny_unclip import make_tiny_unclip
 
@@ -92,34 +92,19 @@ def kept_rows(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[torch.
     return found
 
 
-def test_stop_ends_generation_and_the_next_request_runs(
-    there: Opened, served: Running, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    middle, go, settled_at = threading.Event(), threading.Event(), []
-    original = tiny_pipe.draw
-
-    def slow(*args: Any, watch: Any, **options: Any) -> Any:
-        def watching(codes: Any, settled: int) -> None:
-            settled_at.append(settled)
-            if settled == 6 and not middle.is_set():
-                middle.set()
-                assert go.wait(120)
-            watch(codes, settled)
-
-        return original(*args, watch=watching, **options)
-
-    monkeypatch.setattr(tiny_pipe, "draw", slow)
-    page = there.page
+def test_stop_ends_generation_and_the_next_request_runs(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause, page = Pause(monkeypatch, 6), there.page
     page.fill("#prompt", "a red heart")
     page.click("#go")
     page.wait_for_selector("#grid .tile img")  # rows appear
-    assert middle.wait(120) and page.is_visible("#progress") and page.is_disabled("#go")
+    assert pause.reached.wait(120) and page.is_visible("#progress") and page.is_disabled("#go")
     page.click("#stop")
     page.wait_for_selector("#status:text-is('Stopped.')")
     assert page.is_hidden("#stop") and page.is_enabled("#go") and page.locator("#history li").count() == 0
-    go.set()
+    pause.go.set()
     draw(there, "a red heart")
-    assert settled_at.count(GRID[0] * GRID[1]) == 1  # of the second one: the first was broken off
+    last = GRID[0] * GRID[1] - 1
+    assert sum(last in seen for seen in pause.seen) == 1  # of the second one: the first was broken off
     there.check()
 
 
