@@ -61,7 +61,7 @@ class RollingBatches:
             left = [*(place.unit for place in active.values()), *waiting]
             if not isinstance(error, Stopping):
                 log.warning("a batch of %d failed (%s): it is drawn anew", len(left), error)
-            self.batches.draw(left)
+            self._draw_apart(left)
         finally:
             rolling.close()
 
@@ -74,11 +74,15 @@ class RollingBatches:
             rolling.join(candidates)
         except Exception as error:
             log.warning("%d images cannot join (%s): they are drawn apart", len(units), error)
-            self.batches.draw(list(units))
+            self._draw_apart(units)
             return
         active.update({one: _Place(unit) for one, unit in zip(candidates, units, strict=True)})
         self.metrics.observe("dalle_batch_size", len(active))
         self.metrics.add("dalle_image_tokens_total", len(units))
+
+    def _draw_apart(self, units: Sequence[Unit]) -> None:
+        for lead in dict.fromkeys(unit.job.lead for unit in units):
+            self.batches.draw([unit for unit in units if unit.job.lead == lead])
 
     def _step(self, rolling: RollingBatch, active: dict[Candidate, _Place]) -> None:
         """One token of each image, and what is due before and after it."""

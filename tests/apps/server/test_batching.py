@@ -17,7 +17,11 @@ import httpx
 import pytest
 from PIL import Image
 
+from dalle.apps.server.queue import FairQueue, Job
+from dalle.apps.server.worker import Worker
+from dalle.generation.options import SamplingConfig
 from dalle.generation.rolling import RollingBatch
+from dalle.pipelines.request import Request
 from dalle.pipelines.text_to_image import TextToImage
 from support.server import Pause, Running, running
 
@@ -209,6 +213,23 @@ def test_failing_request_does_not_fail_its_batch(
         assert "Traceback" not in bad.result().text
         until(lambda: not served.worker.busy)
         assert not served.worker.queue.held
+
+
+def test_images_that_cannot_join_are_drawn_with_those_that_keep_as_much(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    worker, drawn = Worker(pipe, FairQueue(9, 9), 8), list[list[int]]()
+    for client, lead in (("a", 4), ("b", 0), ("c", 4)):
+        worker.submit(Job(Request("a", (1, 2), SamplingConfig()), client, lead, lambda event: None))
+
+    def refuse(_requests: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(pipe, "candidates", refuse)
+    monkeypatch.setattr(worker._batches, "draw", lambda units: drawn.append([unit.job.lead for unit in units]))
+    worker._draw_next()
+    assert drawn == [[4] * 4, [0] * 2]
 
 
 @pytest.fixture
