@@ -23,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "sparse": {"attention": ("row", "column", "conv"), "positions": "learned", "sandwich": True},
     "cells": {"attention": ("full", "conv"), "positions": "learned_cells", "begin_id": 3, "layer_scale": True},
     "rope": {"attention": ("row", "full"), "positions": "rope", "qk_norm": True, "norm": "rms", "padding": "word"},
-    "row ends": {"positions": "rope_1d", "row_ends": True, "kv_heads": 1, "feed_forward": "swiglu"},
+    "row ends": {"positions": "rope_1d", "row_ends": True, "kv_heads": 1, "feed_forward": "swiglu", "hidden": 96},
 }
 OPTIONS = (
     SamplingConfig(),
