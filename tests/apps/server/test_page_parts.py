@@ -349,7 +349,7 @@ def test_api_page_lists_and_tries_endpoints(browser: Any, served: Running) -> No
         box = page.locator("details", has=page.get_by_text("POST /v1/images/generations", exact=True))
         box.locator("summary").click()
         row = box.locator("tr", has=page.get_by_text("seed", exact=True))
-        assert "Seed of the first image" in row.inner_text() and "integer" in row.inner_text()
+        assert "Seed of the first image" in row.inner_text() and "integer, from 0 below 2^63" in row.inner_text()
         box.locator("button").click()
         box.locator("pre:has-text('b64_json')").wait_for()
         box.locator("textarea").fill('{"prompt": "a", "n": 0}')
