@@ -40,7 +40,7 @@ class FusedBlocks:
         if (
             cache is None
             or not cache.position
-            or None in masks
+            or any(mask is None for mask in masks)  # `in` would compare tensors
             or context.shift is not None
             or not allows_native_inference(x)
         ):

@@ -208,7 +208,7 @@ def set_tokens(
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
         # One mask for the whole batch is read again for each sequence: stride 0
-        attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
+        attention.mask_batch = mask.stride(0) if mask.ndim == 4 and mask.shape[0] > 1 else 0
     return mask, rope, places
 
 
