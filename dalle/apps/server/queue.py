@@ -92,15 +92,15 @@ class FairQueue:
         self.held[job.client] += count
         self.clients.setdefault(job.client, deque()).append(job)
 
-    def take(self, size: int) -> list[Unit]:
-        """The next batch: at most `size` images, all of the lead of the one that has waited longest in its turn."""
+    def take(self, size: int, mixed: bool = False) -> list[Unit]:
+        """At most `size` images, all of the lead of the one that has waited longest in its turn unless `mixed`."""
         units: list[Unit] = []
         lead: int | None = None
         turn = deque(self.clients)  # a copy, as clients move below
         while turn and len(units) < size:
             client = turn.popleft()
             jobs = self.clients[client]
-            job = next((one for one in jobs if one.waiting and lead in (None, one.lead)), None)
+            job = next((one for one in jobs if one.waiting and (mixed or lead in (None, one.lead))), None)
             if job is None:
                 continue
             lead = job.lead
