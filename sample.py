@@ -17,7 +17,6 @@ explain_startup_errors("sample.py")  # before anything else is imported
 # isort: split
 from dalle.cli.errors import report_error
 from dalle.cli.interrupt import exit_code, sigterm_raises
-from dalle.cli.outputs import check_folder
 from dalle.cli.sample import SampleConfig, parse
 from dalle.cli.sample_files import SampleFiles, finished_images, progress_meter
 from dalle.cli.sample_from import check_model
@@ -26,6 +25,7 @@ from dalle.cli.sample_model import load_pipeline
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import compile_in_background, limit_openmp_spinning
 from dalle.config import dump
+from dalle.files import check_folder
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
@@ -59,7 +59,8 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        return report_error(program, error, lambda: "; ".join(filter(None, [_MEMORY_HINT, finished_images(run)])))
+        kept = "" if run is None or run.folder is None else f"; what was finished before is in {run.folder}"
+        return report_error(program, error, lambda: "; ".join(filter(None, [_MEMORY_HINT, finished_images(run)])), kept)
     except KeyboardInterrupt as stop:
         print(f"{program}: stopped; {finished_images(run) or 'nothing was finished'}", file=sys.stderr)
         return exit_code(stop)

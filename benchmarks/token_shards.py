@@ -24,7 +24,8 @@ from dalle.data.loader import batches
 from dalle.data.token_shards.dataset import ShardsDataset, TokenShardsConfig
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
 from dalle.data.token_shards.encoders import token_encoder
-from dalle.data.token_shards.files import GROUP_ROWS, ShardIndex, TokenProvenance, write_index, write_shard
+from dalle.data.token_shards.files import GROUP_ROWS, ShardIndex, write_index, write_shard
+from dalle.data.token_shards.provenance import TokenProvenance
 from dalle.training.optim import adamw
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask

@@ -22,7 +22,7 @@ from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
 from dalle.models.unet import UNet
 from dalle.training.optim import OptimConfig, adamw
-from dalle.training.run.malloc import keep_freed
+from dalle.training.run.malloc import keep_freed_memory
 
 WIDTHS, LAYERS, CONTEXT, TOKENS = (64, 128, 128), 1, 128, 28
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images at a time (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each time, whose median counts (%(default)s)")
     args = parser.parse_args()
-    keep_freed()
+    keep_freed_memory()
     torch.manual_seed(0)
     inputs = (
         torch.randn(args.batch, 3, args.size, args.size),

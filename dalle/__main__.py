@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from dalle.cli.startup import explain_startup_errors
 
@@ -15,21 +17,23 @@ explain_startup_errors("dalle")  # before anything else is imported
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.errors import report_error
+from dalle.cli.interrupt import exit_code, sigterm_raises
 from dalle.cli.parser import CommandLine
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 
 # Modules of dalle/cli, in the order of --help
 COMMANDS = (
-    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "eval_clip", "eval_probe", "judge", "export"),
-    *("convert", "inspect", "classify", "index", "search", "paint", "assemble", "vary", "blend", "edit", "serve"),
+    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "eval_clip", "eval_probe", "eval_unclip"),
+    *("judge", "export", "convert", "inspect", "classify", "index", "search", "paint"),
+    *("assemble", "vary", "blend", "edit", "serve"),
 )
-_EVALS = ("classify", "clip", "probe")  # commands of two words; a folder of that name must be written ./clip
+_EVALS = ("classify", "clip", "probe", "unclip")  # commands of two words; a folder of that name must be written ./clip
 _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. A user error is printed as one line, exit code 2; Ctrl-C gives exit code 130."""
+    """Run one command. A user error is printed as one line, exit code 2; Ctrl-C gives 130, SIGTERM 143."""
     limit_openmp_spinning()
     settle_streams()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -38,12 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(words)
     command: Callable[[argparse.Namespace], None] = args.run
     try:
-        command(args)
+        # A process of torchrun may wait in a collective, where Python's handlers do not run
+        with sigterm_raises() if os.environ.get("WORLD_SIZE", "1") == "1" else nullcontext():
+            command(args)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return report_error(f"dalle {args.command}", error, lambda: _out_of_memory_hint(args))
-    except KeyboardInterrupt:
-        print(f"dalle {args.command}: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        kept = getattr(args, "kept", None)
+        print(f"dalle {args.command}: stopped{'' if kept is None else f'; {kept}'}", file=sys.stderr)
+        return exit_code(stop)
     return 0
 
 

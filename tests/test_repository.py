@@ -18,9 +18,11 @@ import torch
 import yaml
 
 import dalle
+from dalle.__main__ import _parse as parse
 from dalle.checkpoints import load
 from dalle.checkpoints.build import build_diffusion, build_prior
 from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
+from dalle.cli.parser import CommandLine
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
@@ -160,9 +162,10 @@ def check_training(words: list[str], where: str) -> None:
     given = [word for word in words if not word.startswith("-")]
     if not given or re.fullmatch(r"[A-Z_.]+|runs/[\w-]+/config\.yaml", given[0]):  # CONFIG is any, or that of a run
         return
-    assert given[0] in RECIPES, f"{where}: {given[0]}"
+    recipe = f"configs/{given[0]}.yaml" if f"configs/{given[0]}.yaml" in RECIPES else given[0]  # by its name
+    assert recipe in RECIPES, f"{where}: {given[0]}"
     ours = [word for word in given[1:] if not word.startswith("init_from=")]  # in place of a model that is not here
-    data = with_initial_config(apply_overrides(read_yaml(ROOT / given[0]), ours))
+    data = with_initial_config(apply_overrides(read_yaml(ROOT / recipe), ours))
     from_dict(stage_schema(data, where), data, where)
 
 
@@ -175,22 +178,50 @@ def test_every_recipe_begins_with_the_command_that_runs_it(path: str) -> None:
         check_training(shlex.split(line.partition("train.py")[2], comments=True), path)
 
 
+def check_command(words: list[str], where: str) -> None:
+    """A command line of `dalle`, without the files that it names."""
+    if words[:1] == ["train"]:
+        check_training(words[1:], where)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CommandLine, "error", lambda parser, message: pytest.fail(f"{where}: {message}"))
+        parse(words)
+
+
+def test_extras_are_installed_from_the_checkout() -> None:
+    """An index may have something else under the name of this package."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages()}
+    texts |= {
+        file: file.read_text(encoding="utf-8")
+        for file in [*ROOT.glob("dalle/**/*.py"), *ROOT.glob("configs/**/*.yaml")]
+    }
+    assert [str(file) for file, text in texts.items() if re.search(r"install \W?dalle\b", text)] == []
+
+
 def test_commands_in_the_docs_parse() -> None:
     """Every command line in a fenced block of a Markdown file: recipes, options and targets exist."""
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     found = 0
     for page in pages():
         for block in re.findall(r"^```(?:\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in block.replace("\\\n", " ").replace(" && ", "\n").splitlines():
                 where = f"{page.relative_to(ROOT)}: {line}"
-                words = shlex.split(line, comments=True) if re.match(r"\$? ?(python|make|accel|torchrun)", line) else []
+                words = (
+                    shlex.split(line, comments=True)
+                    if re.match(r"\$? ?(python|dalle |make|accel|torchrun)", line)
+                    else []
+                )
                 words = words[1:] if words[:1] == ["$"] else words
                 if "train.py" in words:
                     check_training(words[words.index("train.py") + 1 :], where)
-                elif words[:2] == ["python", "sample.py"]:
+                elif words[:2] in (["python", "sample.py"], ["dalle", "sample"]):
                     known = command_line()._option_string_actions
                     options = [word.partition("=")[0] for word in words if word.startswith("--")]
                     assert set(options) <= set(known), where
+                elif words[:1] == ["dalle"] and words[1].endswith(":"):  # what it prints
+                    continue
+                elif words[:3] == ["python", "-m", "dalle"] or words[:1] == ["dalle"]:
+                    check_command(words[words.index("dalle") + 1 :], where)
                 elif words[:1] == ["make"]:
                     assert {word for word in words[1:] if "=" not in word} <= targets, where
                 else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dalle.files import atomic_folder
 WEIGHTS = "model.safetensors"
 # Files that determine what a model computes. README.md and images may change without changing its hash.
 _KEYS = ("stage", "model", "parts", "sampling", "text_encoder", "origin", "sha256")  # of a config.yaml without `data`
+_CARD_SUFFIXES = (".md", ".yaml", ".png", ".jpg", ".jpeg", ".webp", ".svg", ".gif")  # of what `export` keeps
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -50,7 +51,9 @@ def save(
 
     Raises:
         NotFiniteError: a weight is nan or infinite; an existing `folder` is unchanged.
+        ValueError: as `check_target`.
     """
+    check_target(folder)
     with atomic_folder(folder) as new:
         _write(tensors, folder, new, storage)
         recorded: dict[str, Any] = {}
@@ -61,6 +64,37 @@ def save(
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_target(target: Path, kept: Collection[str] = ()) -> None:
+    """Refuse to replace anything but a model folder: what else is in a folder would be lost.
+
+    Args:
+        target: the folder to write.
+        kept: suffixes of files that are kept, and may therefore be there before the weights.
+
+    Raises:
+        ValueError: the path is a file, or a folder with other contents.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: give a new folder")
+    if not target.is_dir() or _holds_model(target):
+        return
+    files = (path for path in target.rglob("*") if not path.name.startswith(".") and not path.is_dir())
+    other = next((path for path in files if path.suffix.lower() not in kept), None)
+    if other is not None:
+        raise ValueError(
+            f"{target} holds {other.relative_to(target)} and is no model folder, so nothing is written into it: give "
+            "a new folder"
+        )
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a folder is one of a model: config.yaml with weights beside it, or with parts alone (unCLIP)."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    return any((folder / name).is_file() for name in HASHED) or read_config(folder).get("stage") == "unclip"
 
 
 def _write(tensors: Tensors, folder: Path, new: Path, storage: Storage | None) -> None:
@@ -177,7 +211,11 @@ class ModelFolder:
         if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
             raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256: export the folder again")
         found = ModelFolder(self.path / recorded["path"])
+        if not (found.path / "config.yaml").is_file():
+            raise ValueError(f"{found.path} is missing, or its config.yaml: copy {self.path} whole, with its {name}")
         if found.sha256 != recorded["sha256"]:
+            if not any((found.path / file).is_file() for file in HASHED):
+                raise ValueError(f"{found.path} has lost its weights: copy {self.path} whole, with its {name}")
             raise ValueError(
                 f"{found.path} is not the {name} that {self.path} was trained with: its sha256 is {found.sha256}, "
                 f"expected {recorded['sha256']}; restore the original"
@@ -208,8 +246,13 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
 
     Raises:
         NotFiniteError: a weight is nan or infinite; `target` is unchanged.
-        ValueError: the recipe in `target`, or `tensors`, have another architecture.
+        ValueError: the recipe in `target`, or `tensors`, have another architecture; `target` is, holds or lies in
+            `source`; or as `check_target`.
     """
+    own, place = Path(source).resolve(), Path(target).resolve()
+    if place == own or place in own.parents or own in place.parents:
+        raise ValueError(f"{target} is, holds or lies in {source}, which is copied: give another folder")
+    check_target(target, _CARD_SUFFIXES)
     stored = open_tensors(source / WEIGHTS) if tensors is not None else {}
     if tensors is not None and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in stored.items()}:
         raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of its own run")

@@ -33,6 +33,13 @@ def open_source(source: Source, family: str | None = None) -> ModelFolder | Path
     if isinstance(source, ModelFolder):
         return source
     path = resolve(source)
+    parts = [path / name for name in ("text_tokenizer", "image_tokenizer", "clip")]
+    if (
+        family is None
+        and not (path / "config.yaml").exists()
+        and any((part / "config.yaml").is_file() for part in parts)
+    ):
+        raise ValueError(f"{path} has parts of a model folder but no config.yaml: copy the folder whole")
     return ModelFolder(path) if family is None and is_model_folder(path) else path
 
 

@@ -25,7 +25,9 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints.unclip import assemble
+    from dalle.files import check_folder
 
+    check_folder(args.out, "OUT")
     assemble(args.out, args.prior, args.decoder, args.upsampler)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

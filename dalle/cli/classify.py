@@ -23,6 +23,11 @@ def add(commands: Any) -> None:
         metavar="P",
         help="show only labels of at least this probability, such as 0.5; if there is none, show 'none of these'",
     )
+    command.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="for --threshold: a file of `dalle eval classify --calibrate` (default: calibration.json of the CLIP)",
+    )
     add_clip_options(command)
     command.set_defaults(run=_run)
 
@@ -102,11 +107,17 @@ def _run(args: argparse.Namespace) -> None:
     labels = labels_of(args)
     if labels is None:
         raise ValueError("no labels: give --labels cat,dog or --labels-file FILE")
+    if args.calibration is not None and args.threshold is None:
+        raise ValueError("--calibration is for the probability of none: give --threshold 0.5, too")
     records = [record for path in args.images for record in image_files(path)]
-    classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
+    classifier = ZeroShotClassifier.from_pretrained(
+        labels, args.clip, templates_given(args), args.device, args.calibration
+    )
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
-    predictions = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
+    # Only the built-in CLIP's doubts were measured, and another's text tower may take seconds for the other words
+    doubts = args.clip is None and not classifier.clip.config.sigmoid
+    predictions = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold, doubts)
     # None: no bar where stderr is no terminal
     for result in tqdm(predictions, total=len(records), unit="image", disable=None if len(records) > 1 else True):
         if isinstance(result, BadRecord):
@@ -116,7 +127,7 @@ def _run(args: argparse.Namespace) -> None:
         results.append(_plain(result))
         if not args.json:
             # Not print, which would tear the bar on stderr apart
-            tqdm.write(_table(result), file=sys.stdout)
+            tqdm.write(_table(result, args.threshold is None), file=sys.stdout)
     # Some unreadable images are skipped with a warning; a run that read none has failed
     if len(broken) == len(records):
         more = f"; none of {len(records)} images can be read" if len(records) > 1 else ""
@@ -135,9 +146,13 @@ def _plain(result: Prediction) -> dict[str, Any]:
     return {"image": result.image, "labels": labels, **none}
 
 
-def _table(result: Prediction) -> str:
+def _table(result: Prediction, warns: bool) -> str:
+    from dalle.apps.zeroshot.classifier import DOUBTFUL
+
     rows = zip(result.labels, result.probabilities, strict=True)
     lines = [f"  {value:7.2%}  {label}" for label, value in rows]
     if not lines and result.none is not None:
         lines = [f"  {result.none:7.2%}  none of these"]
+    elif warns and result.none is not None and result.none > DOUBTFUL:
+        lines.append(f"  perhaps none of these: words for other things fit better ({result.none:.2%})")
     return "\n".join([result.image, *lines])

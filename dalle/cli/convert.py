@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints.published.convert import convert
+    from dalle.files import check_folder
 
+    check_folder(args.out, "OUT")
     found = convert(
         args.source,
         args.out,

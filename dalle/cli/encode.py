@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
     from dalle.data.token_shards.encode import Encoding
     from dalle.data.token_shards.encoders import ImageEncoder
-    from dalle.training.recipe import DALLERecipe, PriorRecipe
+    from dalle.training.recipe import DALLERecipe, DiffusionRecipe, PriorRecipe
 
 _EPILOG = (
     "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG OUT. "
@@ -24,9 +23,14 @@ _EPILOG = (
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("encode", help="encode images and captions to shards", epilog=_EPILOG)
-    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle, or prior")
     command.add_argument(
-        "out", type=Path, metavar="OUT", help="folder of the shards; train with data.kind=tokens or embeddings"
+        "config", type=Path, metavar="CONFIG", help="recipe of stage dalle, of a prior or of a decoder"
+    )
+    command.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        help="folder of the shards; train with data.kind=tokens, embeddings or embedded_images",
     )
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to override")
     command.add_argument("--views", type=int, default=1, help="augmented views per image, as in epochs (%(default)s)")
@@ -37,18 +41,22 @@ def add(commands: Any) -> None:
     command.add_argument("--batch-size", type=int, default=64, help="images per batch (%(default)s)")
     command.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, kept="complete shards are kept: the same command goes on")
 
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.data.token_shards.dataset import ShardsConfig
     from dalle.data.token_shards.encode import EncodeOptions, Encoding
+    from dalle.files import check_folder
     from dalle.training.init_from import resolve_recipe
-    from dalle.training.recipe import DALLERecipe, PriorRecipe
+    from dalle.training.recipe import DALLERecipe, DiffusionRecipe, PriorRecipe
 
+    check_folder(args.out, "OUT")
     recipe = resolve_recipe(args.config, args.overrides)
-    if not isinstance(recipe, (DALLERecipe, PriorRecipe)):
-        raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle or prior")
+    if not isinstance(recipe, (DALLERecipe, PriorRecipe, DiffusionRecipe)):
+        raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle, prior or diffusion")
+    if recipe.stage == "diffusion" and recipe.clip is None:
+        raise ValueError(f"{args.config} trains an upsampler, which reads no embeddings: give a decoder's recipe")
     # Shards hold no pixels that could be encoded again
     if isinstance(recipe.data, ShardsConfig):
         raise ValueError(f"{args.config}: data.kind is {recipe.data.kind} already; give a recipe with images to encode")
@@ -57,22 +65,26 @@ def _run(args: argparse.Namespace) -> None:
     _encode(Encoding(recipe.data, _encoder(recipe, _device(args.device)), args.out, options), rank, world)
 
 
-def _encoder(recipe: DALLERecipe | PriorRecipe, device: torch.device) -> ImageEncoder:
+def _encoder(recipe: DALLERecipe | PriorRecipe | DiffusionRecipe, device: torch.device) -> ImageEncoder:
     """What the images of a recipe are encoded with: its image tokenizer, or its CLIP."""
     from functools import partial
 
     from dalle.checkpoints import model_folder
     from dalle.checkpoints.hub import resolve
     from dalle.checkpoints.load import load_clip, load_image_tokenizer
-    from dalle.data.token_shards.encoders import embedding_encoder, token_encoder
-    from dalle.training.recipe import DALLERecipe
+    from dalle.data.token_shards.encoders import embedded_image_encoder, embedding_encoder, token_encoder
+    from dalle.training.recipe import DALLERecipe, DiffusionRecipe
 
     if isinstance(recipe, DALLERecipe):
         tokenizer = load_image_tokenizer(recipe.image_tokenizer, device)
         return token_encoder(tokenizer, model_folder.folder_hash(resolve(recipe.image_tokenizer)))
+    assert recipe.clip is not None
     clip, sha256 = load_clip(recipe.clip, device), model_folder.folder_hash(resolve(recipe.clip))
-    encode = partial(clip.encode_image, normalize=False)
-    return embedding_encoder(encode, sha256, clip.config.image_size, clip.config.embed_dim, device)
+    encode, dim = partial(clip.encode_image, normalize=False), clip.config.embed_dim
+    if isinstance(recipe, DiffusionRecipe):
+        side = recipe.model.image_size
+        return embedded_image_encoder(encode, sha256, clip.config.image_size, dim, side, device)
+    return embedding_encoder(encode, sha256, clip.config.image_size, dim, device)
 
 
 def _encode(encoding: Encoding, rank: int, world: int) -> None:
@@ -103,13 +115,8 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         else:
             bar.update(images)
 
-    try:
-        with bar:
-            written = [encoding.run(rank, world, on_progress)]
-    except KeyboardInterrupt:
-        if rank == 0:
-            print(f"the shards in {encoding.folder} are complete; run the same command to continue", file=sys.stderr)
-        raise
+    with bar:
+        written = [encoding.run(rank, world, on_progress)]
     if world > 1:
         # The index, which the first process writes, lists the shards of all
         gathered: list[Any] = [None] * world

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 from dalle.cli.streams import reader_is_gone
 
 _LONGEST = 2000  # characters of a line
+# What to do about errors of the operating system
+_ADVICE = {
+    errno.ENOSPC: "make room there, or write to another place",
+    errno.EDQUOT: "make room there, or write to another place",
+    errno.EFBIG: "a file reached the limit on its size (ulimit -f, or that of the file system)",
+    errno.EROFS: "write to another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or use fewer workers",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk, or the connection to it, fails",
+}
 
 
 def print_error(program: str, error: object) -> int:
@@ -17,6 +30,15 @@ def print_error(program: str, error: object) -> int:
     return 2
 
 
+def describe_os_error(error: OSError) -> str:
+    """An error of the operating system without its number: the file, what is wrong, and what to do."""
+    if error.errno is None or not error.strerror:  # of a library, with a message of its own
+        return str(error)
+    name = "" if error.filename is None else f"{error.filename}: "
+    advice = _ADVICE.get(error.errno)
+    return f"{name}{error.strerror}" + ("" if advice is None else f": {advice}")
+
+
 def _shortened(line: str) -> str:
     """A line that quotes a value of many kilobytes, with its middle left out."""
     return (
@@ -24,13 +46,14 @@ def _shortened(line: str) -> str:
     )
 
 
-def report_error(program: str, error: Exception, memory_hint: Callable[[], str]) -> int:
+def report_error(program: str, error: Exception, memory_hint: Callable[[], str], kept: str = "") -> int:
     """Print an error that a user can cause, or raise it again.
 
     Args:
         program: name of the command.
         error: a ValueError, OSError or MemoryError is the user's; a RuntimeError only if memory ran out.
         memory_hint: says what to do if it did; called only then.
+        kept: added to an error of the file system: what is finished, and where.
 
     Returns:
         The exit code: 2, or 141 without a line if what reads the output has gone, which is no error.
@@ -44,4 +67,4 @@ def report_error(program: str, error: Exception, memory_hint: Callable[[], str])
         return print_error(program, f"{shortage}: {memory_hint()}")
     if isinstance(error, RuntimeError):
         raise error
-    return print_error(program, error)
+    return print_error(program, describe_os_error(error) + kept if isinstance(error, OSError) else error)

@@ -80,9 +80,9 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     from dalle.apps.judging.judge import Judge
     from dalle.checkpoints.load import load_clip
     from dalle.checkpoints.published.efficientnet import load_efficientnet_lite0
-    from dalle.cli.outputs import check_folder
     from dalle.device import pick_device
     from dalle.evaluation.run import check_stage
+    from dalle.files import check_folder
     from dalle.pipelines.text_to_image import TextToImage
 
     options = SampleOptions(args.draw, args.candidates, args.seed, tuple(args.language or ("en",)), args.out)

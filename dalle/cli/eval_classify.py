@@ -20,12 +20,15 @@ def add(commands: Any) -> None:
         help="folder with a subfolder per class, parquet files, a data set on the hub, or emoji",
     )
     command.add_argument(
-        "--by", metavar="COLUMN", help="column with the class (label); for emoji: style or group (style)"
+        "--by", metavar="COLUMN", help="column with the class (label); for emoji: style, group or name (style)"
     )
     command.add_argument("--image", metavar="COLUMN", help="column with images (default: found by name)")
     command.add_argument("--split", help="split of the data set (default: test_pair for emoji, else train)")
     add_label_options(command)
     command.add_argument("--confusion", type=Path, metavar="FILE", help="write the confusion matrix as a PNG")
+    command.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="fit the probability of `none of these` and write it (JSON)"
+    )
     add_clip_options(command)
     command.set_defaults(run=_run)
 
@@ -35,15 +38,24 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.zeroshot import ZeroShotClassifier
     from dalle.apps.zeroshot.accuracy import evaluate_classifier
+    from dalle.apps.zeroshot.calibration import calibrate
     from dalle.apps.zeroshot.confusion import confusion_image
     from dalle.data.labeled import open_labeled_images
+    from dalle.files import check_file
     from dalle.images.png import write_png
 
+    if args.confusion is not None:
+        check_file(args.confusion, "--confusion")
     data = open_labeled_images(args.images, args.by, args.split, args.image)
     templates = templates_given(args) or data.templates
     classifier = ZeroShotClassifier.from_pretrained(labels_of(args) or data.labels, args.clip, templates, args.device)
     with tqdm(total=len(data.records), unit="image", disable=None) as bar:
         result = evaluate_classifier(classifier, data, args.batch_size, args.workers, bar.update)
+    found = result.metrics
+    if args.calibrate is not None:
+        calibration, measured = calibrate(classifier, data, args.batch_size, args.workers)
+        calibration.write(args.calibrate)
+        found = found | {"temperature": calibration.temperature, "none_bias": calibration.none_bias} | measured
     for reason in result.skipped:
         print(f"dalle eval classify: skipped {reason}", file=sys.stderr)
     if args.confusion is not None:
@@ -51,15 +63,23 @@ def _run(args: argparse.Namespace) -> None:
         write_png(confusion_image(result.confusion, classifier.labels), args.confusion, {})
     if args.json:
         more = {"labels": classifier.labels, "confusion": result.confusion.tolist(), "skipped": result.skipped}
-        print(json.dumps({"source": args.images} | result.metrics | more, indent=2, ensure_ascii=False))
+        print(json.dumps({"source": args.images} | found | more, indent=2, ensure_ascii=False))
         return
-    print(f"{args.images}, {result.metrics['images']} images, {len(classifier.labels)} labels")
-    for name in (name for name in result.metrics if name != "images"):
-        print(f"  {name:<20} {result.metrics[name]:10.4f}  {_MEANING[name]}")
+    print(f"{args.images}, {found['images']} images, {len(classifier.labels)} labels")
+    for name in (name for name in found if name != "images"):
+        print(f"  {name:<24} {found[name]:10.4f}  {_MEANING[name]}")
 
 
 _MEANING = {
     "top_1": "accuracy",
     "top_5": "fraction of images whose class is among the 5 most probable",
     "mean_per_class": "accuracy of each class, averaged over classes",
+    "temperature": "divides the logits of labels and null words",
+    "none_bias": "added to the logit of none",
+    "right": "fraction of right answers, a label or none, about 2 to 10 labels; half of them with the right one",
+    "calibration_error": "mean difference between the probability of an answer and its accuracy",
+    "nats": "cross-entropy of the right answer",
+    "right_before": "right, without calibration",
+    "calibration_error_before": "calibration_error, without calibration",
+    "nats_before": "nats, without calibration",
 }

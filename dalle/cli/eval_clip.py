@@ -69,8 +69,9 @@ def _run(args: argparse.Namespace) -> None:
         shown = {"source": args.source, "images": args.images} | found.metrics
         print(json.dumps(shown | {"left_out": found.left_out, "skipped": found.broken}, indent=2, ensure_ascii=False))
         return
-    for part, reason in found.left_out.items():
-        print(f"dalle eval clip: no {part.replace('_', '-')}: {reason}", file=sys.stderr)
+    for reason in dict.fromkeys(found.left_out.values()):
+        parts = " and no ".join(part.replace("_", "-") for part, why in found.left_out.items() if why == reason)
+        print(f"dalle eval clip: no {parts}: {reason}", file=sys.stderr)
     print_metrics(args, found.metrics)
 
 

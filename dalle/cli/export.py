@@ -30,15 +30,18 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
+    from dalle.files import check_folder
     from dalle.training.checkpoint import checkpoint, latest
     from dalle.training.checkpoint.folders import is_checkpoint
 
     if (args.interpolate is None) != (args.start is None):
         raise ValueError("--interpolate SHARE and --with SOURCE go together: give both, or none")
+    check_folder(args.out, "OUT")
     run, tensors = args.run_folder, None
     if is_checkpoint(run):
         latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)  # from RUN/checkpoints/step-... to RUN
+    _check_run(run)
     if args.start is not None:
         from dalle.checkpoints.interpolate import interpolate
 
@@ -47,3 +50,16 @@ def _run(args: argparse.Namespace) -> None:
     model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+def _check_run(run: Path) -> None:
+    """Refuse what is not the folder of a run that has saved its weights, and say what it is instead."""
+    if (run / "model").is_dir():
+        return
+    if not run.exists():
+        raise ValueError(f"{run}: no such folder; give the run.dir of a training")
+    if (run / "metrics.jsonl").is_file():
+        raise ValueError(f"{run} has saved no weights yet: train on, until its first checkpoint (run.save_every)")
+    if (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run but has a config.yaml: if it is a model folder, copy it, or convert it")
+    raise ValueError(f"{run} is no folder of a run: give the run.dir of a training")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dalle.files import atomic_file
+from dalle.files import atomic_file, check_file
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from PIL import Image
@@ -47,6 +47,7 @@ def check_out(out: Path) -> None:
         check_video(out)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out is {out}: there is no folder {out.absolute().parent}")
+    check_file(out, "--out")
 
 
 def open_model(args: argparse.Namespace) -> UnCLIP:

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
         help="export the embeddings as parquet for a vector database; without IMAGES the index is not updated",
     )
     add_clip_options(command)
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, kept="images embedded so far are kept: the same command goes on")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -45,9 +45,13 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search import ImageIndex
     from dalle.apps.search.export import export
     from dalle.apps.search.store import Source
+    from dalle.files import check_file, check_folder
 
+    if args.export is not None:
+        check_file(args.export, "--export")
     result: dict[str, Any] = {"index": str(args.out)}
     if args.images or args.export is None:
+        check_folder(args.out)
         sources = [Source(path, args.split, args.image, args.caption) for path in args.images]
         with tqdm(unit="image", disable=None) as bar:
 

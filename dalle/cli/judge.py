@@ -34,13 +34,15 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.judging.classifier import IMAGE_SIZE, save_classifier
     from dalle.apps.judging.drawings import open_plain
     from dalle.apps.judging.train import JudgeOptions, train_judge
-    from dalle.cli.outputs import check_folder
+    from dalle.checkpoints import model_folder
     from dalle.data import AnyDataConfig
     from dalle.device import pick_device
+    from dalle.files import check_folder
 
     data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     options = JudgeOptions(args.epochs, args.batch_size, args.lr, args.seed, args.precision)
     check_folder(args.out)
+    model_folder.check_target(args.out)  # training takes long
     drawings = open_plain(data, "all", IMAGE_SIZE)
     steps = options.epochs * max(1, len(drawings) // options.batch_size)  # as train_judge counts them
     with tqdm(total=steps, unit="step") as bar:

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle.files import sha256
-
-
-def check_folder(out: Path) -> None:
-    """Check that a folder can be created and written, before spending time on its contents.
-
-    Raises:
-        ValueError: the path is not a folder, or not writable.
-    """
-    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]  # innermost first
-    there = missing[-1].parent if missing else out
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} is not a folder that can be written: give another as --out")
-    made = []
-    try:  # some file systems, such as /proc, say only then that they take no folders
-        for path in reversed(missing):
-            path.mkdir()
-            made.append(path)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be made ({error}): give another folder as --out") from None
-    finally:
-        for path in reversed(made):  # an error that comes later leaves no empty folder
-            path.rmdir()
+from dalle.files import naming, sha256
 
 
 class ScoresFile:
@@ -53,7 +30,7 @@ class ScoresFile:
         lines = ",".join(f"\n    {json.dumps(image, ensure_ascii=False)}" for image in images)
         content = f"{self._next}{lines}".encode()
         ending = "".join(f",\n  {json.dumps(key)}: {json.dumps(value)}" for key, value in footer.items())
-        with self._path.open("r+b" if self._end else "wb") as file:
+        with naming(self._path), self._path.open("r+b" if self._end else "wb") as file:
             file.seek(self._end)
             file.write(content + f"\n  ]{ending}\n}}\n".encode())
             file.truncate()  # this end may be shorter than the last

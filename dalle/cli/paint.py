@@ -62,7 +62,8 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.vqgan_clip.api import load_painter
     from dalle.cli.interrupt import SignalHandler
-    from dalle.cli.outputs import check_folder, new_folder, slug
+    from dalle.cli.outputs import new_folder, slug
+    from dalle.files import check_file, check_folder
     from dalle.images.video import check_video
 
     for name in ("fps", "save_every", "preview_every"):
@@ -71,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
     check_folder(args.out)
     if args.video is not None:
         check_video(args.video)
-        check_folder(args.video.parent)
+        check_file(args.video, "--video")
     options, state = _options(args)
     painter = load_painter(options, args.device, state)
     if painter.step >= options.num_steps:
@@ -110,7 +111,7 @@ def _run(args: argparse.Namespace) -> None:
             f"dalle paint: stopped at step {painter.step} of {options.num_steps}; continue with: {command}",
             file=sys.stderr,
         )
-        raise SystemExit(130)
+        raise SystemExit(interrupt.code)
     if not args.json:
         print(run.folder / "image.png")
 

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 from dalle import __version__
 from dalle.cli.draw_rows import RowDrawer, TokenRows, UnCLIPRows
 from dalle.cli.drawn_parts import DrawnImage, Part, new_part
-from dalle.cli.errors import print_error
+from dalle.cli.errors import describe_os_error, print_error
 from dalle.cli.interrupt import exit_code
-from dalle.cli.outputs import check_folder
 from dalle.cli.prompts_file import PromptRow, read_prompts
 from dalle.cli.run_folder import RunBar, RunFolder
 from dalle.cli.sample import SampleConfig
-from dalle.files import FileLock, remove_parts
+from dalle.files import FileLock, check_folder, remove_parts
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
@@ -65,7 +64,7 @@ def sample_many(settings: SampleConfig, pipe: TextToImage | UnCLIP, options: Map
         drawer = TokenRows(settings, pipe, options) if isinstance(pipe, TextToImage) else UnCLIPRows(settings, pipe)
         return _sample_many(settings, drawer, program)
     except OSError as error:
-        return print_error(program, f"{error}; {_CONTINUE}")
+        return print_error(program, f"{describe_os_error(error)}; {_CONTINUE}")
     except KeyboardInterrupt as stop:
         print(f"{program}: stopped; {_CONTINUE}", file=sys.stderr)
         return exit_code(stop)

@@ -20,7 +20,13 @@ def add(commands: Any) -> None:
     command.add_argument(
         "text", nargs="*", metavar="TEXT", help="what to search for, in any language that the CLIP understands"
     )
-    command.add_argument("--image", action="append", default=[], metavar="FILE", help="find images similar to this one")
+    command.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="find images similar to this one (a file, or a data: URL in base64)",
+    )
     command.add_argument("--minus", action="append", default=[], metavar="TEXT", help="find images unlike this text")
     command.add_argument(
         "--minus-image", action="append", default=[], metavar="FILE", help="find images unlike this one"
@@ -50,6 +56,12 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--weights", metavar="TEXT:W,...", help="texts with weights: 'dog:1, snow:-0.5' means less snow"
     )
+    command.add_argument(
+        "--vector",
+        type=Path,
+        metavar="FILE",
+        help="find images near an embedding by the CLIP of the index: a JSON list of numbers",
+    )
     what = command.add_mutually_exclusive_group()
     what.add_argument("--captions", action="store_true", help="find captions that fit --image, instead of images")
     what.add_argument(
@@ -73,7 +85,10 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search import ImageIndex
+    from dalle.files import check_file
 
+    if args.html is not None:
+        check_file(args.html, "--html")
     index = ImageIndex(args.index, args.clip, args.device)
     if args.captions:
         _captions(index, args)
@@ -92,6 +107,7 @@ def _run(args: argparse.Namespace) -> None:
             top=args.top,
             where=args.where,
             weights=_weights(args.weights),
+            vector=None if args.vector is None else _vector(args.vector),
             min_score=args.min_score,
             distinct=args.distinct,
         )
@@ -127,8 +143,27 @@ def _weights(option: str | None) -> dict[str, float]:
     return weights
 
 
+def _vector(file: Path) -> list[float]:
+    """Read the numbers of `--vector`.
+
+    Raises:
+        ValueError: the file is not there, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise ValueError(
+            f"{file} is no JSON list of numbers, such as [0.1, -0.2]: give the embedding of one image or text"
+        )
+    return found
+
+
 def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
-    if len(args.image) != 1 or args.text or args.html or args.show:
+    if len(args.image) != 1 or args.text or args.html or args.show or args.vector:
         raise ValueError("--captions takes one --image and no other query: give the image to describe")
     captions = index.captions(args.image[0], args.top)
     if args.json:
@@ -152,11 +187,17 @@ def _page(index: ImageIndex, args: argparse.Namespace, title: str, hits: list[Hi
 def _title(args: argparse.Namespace) -> str:
     return " ".join(
         [
-            *(f"+ {one}" for one in (*args.text, *args.image)),
-            *(f"− {one}" for one in (*args.minus, *args.minus_image)),
+            *(f"+ {one}" for one in (*args.text, *map(_shown, args.image))),
+            *([f"+ {args.vector}"] if args.vector is not None else []),
+            *(f"− {one}" for one in (*args.minus, *map(_shown, args.minus_image))),
             *(f"{weight:+g} × {one}" for one, weight in _weights(args.weights).items()),
         ]
     ).removeprefix("+ ")
+
+
+def _shown(image: str) -> str:
+    """The name of an image, of a data: URL its beginning."""
+    return f"{image[:40]}…" if image.startswith("data:") and len(image) > 40 else image
 
 
 def _table(hits: list[Hit]) -> str:

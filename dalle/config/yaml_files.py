@@ -52,7 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a YAML file, it is not UTF-8 text") from error
+        raise ConfigError(f"{path}: not a YAML file, it is not UTF-8 text: save it as UTF-8") from error
     data = _parsed(text, f"{path}: not valid YAML")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {value_kind(data)}")
@@ -88,6 +88,8 @@ def _value(override: str, text: str) -> Any:
 def _problem(error: yaml.YAMLError) -> str:
     """Describe a YAML error in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        if "'\\t'" in str(error.problem):
+            return f"a tab in line {error.problem_mark.line + 1}: indent with spaces"
         return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
     return " ".join(str(error).split())
 

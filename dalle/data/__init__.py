@@ -12,12 +12,19 @@ from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.dataset import TESTS
 from dalle.data.drawings.sets import DRAWINGS
 from dalle.data.shapes import ShapesConfig, ShapesDataset
-from dalle.data.token_shards.dataset import EmbeddingShardsConfig, ShardsConfig, ShardsDataset, TokenShardsConfig
+from dalle.data.token_shards.dataset import (
+    EmbeddedImageShardsConfig,
+    EmbeddingShardsConfig,
+    ShardsConfig,
+    ShardsDataset,
+    TokenShardsConfig,
+)
 
 DataConfig = DrawingsConfig | ShapesConfig | CustomConfig
 TokenDataConfig = DataConfig | TokenShardsConfig  # for models of image codes
-EmbeddingDataConfig = DataConfig | EmbeddingShardsConfig  # for models of image embeddings
-AnyDataConfig = DataConfig | TokenShardsConfig | EmbeddingShardsConfig
+EmbeddedImageDataConfig = DataConfig | EmbeddedImageShardsConfig  # for models of embeddings and images
+EmbeddingDataConfig = EmbeddedImageDataConfig | EmbeddingShardsConfig  # for models of image embeddings
+AnyDataConfig = EmbeddingDataConfig | TokenShardsConfig
 
 
 def open_data(config: AnyDataConfig, split: str, image_size: int) -> PairDataset:
@@ -66,6 +73,7 @@ __all__ = [
     "BadRecord",
     "DataConfig",
     "DrawingsConfig",
+    "EmbeddedImageDataConfig",
     "EmbeddingDataConfig",
     "Pair",
     "PairDataset",

@@ -20,12 +20,14 @@ class Pair:
         caption: the caption chosen for this sample.
         captions: all captions of the image; empty if the data set generates captions on the fly.
         key: name of the record, if it has one.
+        embedding: float32 [D], the CLIP embedding of the image, from shards that hold both; None: there is none.
     """
 
     image: np.ndarray
     caption: str
     captions: tuple[str, ...] = ()
     key: str | None = None
+    embedding: np.ndarray | None = None
 
 
 class BadRecord(ValueError):

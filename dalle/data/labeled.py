@@ -26,7 +26,7 @@ _EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
     "group": GROUPS,
 }
 _EMOJI_SIZE = 128  # pixels, as stored
-_EMOJI_TEMPLATES = {"style": "style-en", "group": "emoji-en"}
+_EMOJI_TEMPLATES = {"style": "style-en", "group": "emoji-en", "name": "emoji-en"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def open_labeled_images(
     Args:
         source: a folder with a subfolder for each class; Parquet files or a data set of the hub; or "emoji", the
             embedded images.
-        by: for a table, the column with the class ("label" if None); for emoji, "style" ("style" if None) or "group".
+        by: for a table, the column with the class ("label" if None); for emoji, "style" ("style" if None), "group" or
+            "name".
         split: for a data set of the hub ("train" if None) or emoji ("test_pair" if None).
         image: for a table, the column with images; None: found by its name.
 
@@ -96,16 +97,18 @@ def open_labeled_images(
 
 
 def _emoji(by: str, split: str) -> LabeledImages:
-    if by not in _EMOJI_LABELS:
-        raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
+    if by not in _EMOJI_TEMPLATES:
+        raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(_EMOJI_TEMPLATES)}")
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), split, _EMOJI_SIZE)
-    names = pairs.styles if by == "style" else pairs.groups
+    own = [concept.names["en"] for concept in pairs.concepts]
+    names = {"style": pairs.styles, "group": pairs.groups, "name": own}[by]
+    labels = _EMOJI_LABELS.get(by) or {name: (name,) for name in dict.fromkeys(own)}
     # As PNG, so that they are decoded as everybody's files are
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
         for index in range(len(pairs))
     ]
-    return LabeledImages(records, list(names), _EMOJI_LABELS[by], _EMOJI_TEMPLATES[by])
+    return LabeledImages(records, list(names), labels, _EMOJI_TEMPLATES[by])
 
 
 def _folder(root: Path) -> LabeledImages:

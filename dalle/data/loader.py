@@ -122,7 +122,7 @@ class _MapDataset(Dataset[Sample | ValueError]):
             except BadRecord as error:
                 bad.append(str(error))
             else:
-                return pair.image, pair.caption, seed, bad
+                return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
         return ValueError(f"no usable image in the data set; the first fails with: {bad[0]}")
 
 
@@ -177,7 +177,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
             except BadRecord as error:
                 bad.append(str(error))
             else:
-                return pair.image, pair.caption, seed, bad
+                return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
         raise ValueError(f"no usable image among {len(lookahead)} records in a row: {bad[0]}")
 
 
@@ -221,7 +221,7 @@ def evaluation_batches(
             bad.append(str(error))
             (report or _log_skipped)([str(error)])
         else:
-            good.append((pair.image, pair.caption, seed, []))
+            good.append(Sample(pair.image, pair.caption, seed, [], pair.embedding))
         # Also if the last record is broken: then what came before it is a batch
         if good and (len(good) == batch_size or index == indices[-1]):
             yield stack(good)

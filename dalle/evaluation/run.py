@@ -18,7 +18,12 @@ from dalle.checkpoints.source import is_model_folder
 from dalle.data import AnyDataConfig, open_data, reporting_splits
 from dalle.data.batch import Batch
 from dalle.data.loader import evaluation_batches
-from dalle.data.token_shards.dataset import EmbeddingShardsConfig, ShardsConfig, TokenShardsConfig
+from dalle.data.token_shards.dataset import (
+    EmbeddedImageShardsConfig,
+    EmbeddingShardsConfig,
+    ShardsConfig,
+    TokenShardsConfig,
+)
 from dalle.evaluation.captions import caption_metrics
 from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
@@ -148,7 +153,7 @@ def _check_shards(data: ShardsConfig, folder: Path, stage: object, source: str |
         if stage != "dalle":
             raise ValueError(f"{data.path} holds codes and no images, and {source} is no DALL-E: give it images")
         data.check_tokenizer(ModelFolder(folder).component("image_tokenizer").sha256, f"that of {source}")
-    elif isinstance(data, EmbeddingShardsConfig):
+    elif isinstance(data, (EmbeddingShardsConfig, EmbeddedImageShardsConfig)):
         if stage != "prior":
-            raise ValueError(f"{data.path} holds embeddings and no images, and {source} is no prior: give it images")
+            raise ValueError(f"{data.path} holds embeddings, and {source} is no prior: give it images")
         data.check_clip(ModelFolder(folder).component("clip").sha256, f"that of {source}")

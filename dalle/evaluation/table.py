@@ -74,6 +74,19 @@ def table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     return "\n".join(lines)
 
 
+def markdown_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """One line per set of images, one column per metric, in Markdown; "-" where a metric is undefined."""
+    names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
+    lines = ["|".join(("", "", *names, "")), "|".join(("", *["---"] * (len(names) + 1), ""))]
+    for title, metrics in rows.items():
+        lines.append("|".join(("", title, *(_short(metrics.get(name)) for name in names), "")))
+    return "\n".join(line.replace("|", " | ").strip() for line in lines)
+
+
+def _short(value: float | None) -> str:
+    return _number(value) if value is None or isinstance(value, int) else f"{value:.3f}"
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "-"

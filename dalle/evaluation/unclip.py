@@ -22,6 +22,7 @@ from dalle.config import from_dict
 from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation.metrics import frechet_distance, psnr
+from dalle.evaluation.prior_baselines import ranked
 from dalle.evaluation.priors import Prior, compare_embeddings, sampled_embeddings
 from dalle.generation.decoder import (
     DiffusionSamplingConfig,
@@ -42,7 +43,6 @@ from dalle.models.upsampler import Upsampler, enlarged
 
 Metrics = dict[str, float | None]
 DRAWS = 16  # samples per caption whose mean is compared with a regression
-_TOP = (1, 10)
 
 
 def metrics_function(
@@ -102,20 +102,13 @@ def full_prior_metrics(prior: Prior, images: Tensor, texts: Tensor, samples: Ten
     """
     found = compare_embeddings(images, samples, prior)
     first = samples[:, 0]
-    found |= _ranked("own_image", first - prior.image_mean, images - prior.image_mean)
-    found |= _ranked("own_caption", first, texts)
+    found |= ranked("own_image", first - prior.image_mean, images - prior.image_mean)
+    found |= ranked("own_caption", first, texts)
     found["caption_cos"] = F.cosine_similarity(texts, images, dim=-1).mean().item()
     centered = F.cosine_similarity(texts - prior.text_mean, images - prior.image_mean, dim=-1)
     found["caption_centered_cos"] = centered.mean().item()
     found["constant_cos"] = F.cosine_similarity(prior.image_mean[None], images, dim=-1).mean().item()
     return found
-
-
-def _ranked(name: str, queries: Tensor, keys: Tensor) -> dict[str, float]:
-    """How often key n is among the nearest ones of query n, by cosine; [N, D] each."""
-    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T  # [N, N]
-    ranks = (similarity > similarity.diagonal()[:, None]).sum(1)  # keys that are strictly closer
-    return {f"{name}_top{most}": (ranks < most).float().mean().item() for most in _TOP}
 
 
 class DecoderEvaluation:
@@ -167,7 +160,7 @@ class DecoderEvaluation:
             mean = self.decoder.image_mean
             cosines = F.cosine_similarity(own - mean, torch.cat(true) - mean, dim=-1)
             result[f"{source}_cos"] = cosines.mean().item()
-            result |= _ranked(f"{source}_caption", by_judge, torch.cat(captions))
+            result |= ranked(f"{source}_caption", by_judge, torch.cat(captions))
             if len(by_judge) > 1:
                 result[f"{source}_frechet"] = frechet_distance(by_judge, torch.cat(judged))
         return result

@@ -1,4 +1,4 @@
-"""Files and where they come from: shipped folders, atomic writes, hashes, locks between processes, ids of the hub."""
+"""Files and where they come from: shipped folders, checked and atomic writes, hashes, locks, ids of the hub."""
 
 from dalle.files.local import (
     CHECKOUT,
@@ -7,11 +7,13 @@ from dalle.files.local import (
     atomic_file,
     atomic_folder,
     install_command,
+    naming,
     remove_parts,
     remove_scratch,
     sha256,
     write_text,
 )
+from dalle.files.writable import check_file, check_folder
 
 __all__ = [
     "CHECKOUT",
@@ -19,7 +21,10 @@ __all__ = [
     "FileLock",
     "atomic_file",
     "atomic_folder",
+    "check_file",
+    "check_folder",
     "install_command",
+    "naming",
     "remove_parts",
     "remove_scratch",
     "sha256",

@@ -23,6 +23,7 @@ CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() els
 """The checkout of the repository; None where the package is installed from a wheel."""
 _HASH_BLOCK = 1 << 20  # bytes read at a time
 _PART = ".part-"  # prefix of unfinished files
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # errors of writing, mostly unnamed
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
 
 
@@ -34,12 +35,33 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: the disk is full or not writable; `path` is unchanged.
     """
     part = path.with_name(f"{_PART}{os.getpid()}-{path.name}")  # the pid: processes may write the same file
+    with naming(path, part):
+        try:
+            yield part
+            _flush(part)  # else a power failure could leave the new name with empty contents
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Name the file or folder that a block writes in its OSErrors, in place of its temporary name.
+
+    A failed write, as on a full disk, has no name at all.
+
+    Args:
+        path: what is written.
+        scratch: how temporary names begin.
+    """
     try:
-        yield part
-        _flush(part)  # else a power failure could leave the new name with empty contents
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        unnamed = error.filename is None and error.errno in _NO_ROOM
+        if unnamed or (scratch is not None and str(error.filename).startswith(str(scratch))):
+            error.filename = str(path)
+            del error.filename2  # of a rename; None would be printed
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,8 +84,15 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         OSError: the disk is full or not writable; `target` is unchanged.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with naming(target, target.parent / f".{target.name}-"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target, Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))) as new:
+            yield new
+
+
+@contextmanager
+def _replacing(target: Path, scratch: Path) -> Iterator[Path]:
+    """The work of `atomic_folder` in a scratch folder, which is removed."""
     new, old = scratch / "new", scratch / "old"
     try:
         new.mkdir()

@@ -40,7 +40,7 @@ class FusedBlocks:
         if (
             cache is None
             or not cache.position
-            or None in masks
+            or any(mask is None for mask in masks)  # `in` would compare tensors
             or context.shift is not None
             or not allows_native_inference(x)
         ):
@@ -48,7 +48,7 @@ class FusedBlocks:
         if model.training and (model.config.dropout or model.config.attention_dropout):  # dropout
             return None
         rows = x.shape[0] * x.shape[1]
-        if len(x) != cache.keys.shape[1] or x.dtype != cache.keys.dtype:
+        if len(x) != cache.batch or x.dtype != cache.keys.dtype:
             return None
         if self.step is not None and self.step.serves(cache, rows):
             return self.step

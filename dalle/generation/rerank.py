@@ -24,7 +24,7 @@ def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
         float32 [B], cosine similarities in [-1, 1], on the CPU.
 
     Raises:
-        ValueError: the numbers of prompts and images differ.
+        ValueError: the numbers of prompts and images differ, or an image has a NaN in it.
     """
     if len(prompts) != len(images):
         raise ValueError(f"got {len(images)} images and {len(prompts)} prompts: give one prompt for each image")
@@ -33,7 +33,14 @@ def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
     distinct = list(dict.fromkeys(prompts))  # candidates share prompts: encode each once
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts], dtype=torch.int64, device=device)
     text_embeds = clip.encode_text(distinct)[rows]  # [B, D]
-    return (image_embeds * text_embeds).sum(dim=-1).cpu()
+    scores = (image_embeds * text_embeds).sum(dim=-1).cpu()
+    # NaN sorts before all numbers: such an image would be the best
+    broken = scores.isnan().nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"image {broken[0] + 1} of {len(images)} has no score: its values, or the CLIP's, are not finite"
+        )
+    return scores
 
 
 def best(scores: Tensor | Sequence[float], keep: int | None = None) -> list[int]:

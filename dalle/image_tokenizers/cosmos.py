@@ -20,6 +20,7 @@ from dalle.config.ranges import Range, Size
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer
 from dalle.image_tokenizers.quantized import QuantizedTokenizer
 from dalle.image_tokenizers.vqgan import Decoder, Encoder, VQGANConfig
+from dalle.image_tokenizers.vqgan_layers import Level
 from dalle.kernels.group_norm import Norm
 
 LEVELS = 3
@@ -81,7 +82,8 @@ class Cosmos(QuantizedTokenizer):
             network.mid.insert(2, OneFrame(shape.widths[-1]))
         # Where the decoder doubles the frames of a video; behind the nearest neighbors its bias would meet the padding
         level, width = self.decoder.up[1], shape.widths[1]
-        level.resample = nn.Sequential(nn.Conv2d(width, width, 1), level.get_submodule("resample"))
+        assert isinstance(level, Level)
+        level.resample = nn.Sequential(nn.Conv2d(width, width, 1), level.resample)
         self.quantize = CosmosFSQ(FSQConfig(levels=config.levels))
         self.codebook_size = self.quantize.codebook_size
         self.quant_conv = nn.Conv2d(config.latent_channels, self.quantize.code_channels, 1)

@@ -39,6 +39,7 @@ def write_video(frames: Iterable[Image.Image], path: Path, fps: int, lossless: b
         ValueError: as `check_video`.
     """
     check_video(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as part:  # it has the suffix of `path`, by which Pillow and PyAV choose the format
         if path.suffix.lower() == ".mp4":
             _write_mp4(frames, part, fps)

@@ -16,6 +16,7 @@ class Positions:
 
     causal: Mask = "causal"
     on_device = False  # whether only the device knows the positions
+    ragged = False  # whether each sequence is at a position of its own, so that what is [T, ...] here is [B, T, ...]
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end
@@ -23,6 +24,10 @@ class Positions:
     def rows(self, table: Tensor, offset: int = 0) -> Tensor:
         """Their rows of a table whose first row belongs to position `offset`, [T, ...]."""
         return table[self.start - offset : self.end - offset]
+
+    def angles(self, table: Tensor) -> Tensor:
+        """Their rows of a rotary table, [T, D / 2], or with a dimension for the heads, [B, 1, T, D / 2]."""
+        return self.rows(table)
 
     def cell_embeddings(self, rows: Tensor, columns: Tensor, offset: int) -> Tensor:
         """Row embeddings [h, 1, C] + column embeddings [1, w, C] of image tokens, which begin at `offset`: [T, C]."""
@@ -56,7 +61,10 @@ class KVCache:
         shift_inputs: [2 L, B, S, shifted], the channels that `TokenShift` reads; empty if `shifted` is 0.
         padding: bool [B, P], True for prefix tokens that must not be attended to; None: all may.
         prefix: number of prefix tokens P, once a model has stored them.
+        places: of sequences at different positions, where they are in the buffers and their positions, int64 [B] each.
     """
+
+    places: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -78,6 +86,11 @@ class KVCache:
         self.shift_inputs = torch.empty(2 * depth, batch, length, shifted, device=device, dtype=dtype)
         self.padding: Tensor | None = None
         self.prefix = 0
+
+    @property
+    def batch(self) -> int:
+        """Sequences of a forward pass, B."""
+        return self.keys.shape[1]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new tokens of one layer; call `advance` once all layers have stored theirs.

@@ -89,7 +89,7 @@ class AttentionMasks(nn.Module):
     def _mask(self, kind: Kind | int, positions: Positions) -> LayerMask:
         """The mask of one attention kind, or one of the stored masks, without padding."""
         pattern = self.patterns.get(kind)
-        if pattern is None:
+        if pattern is None or positions.ragged:  # sparse kernels know one position
             return self._dense(kind, positions)
         if positions.on_device:  # a slice would need the position on the host: gather the query's keys instead
             keys = positions.rows(self.get_buffer(f"{kind}_keys"))[0]

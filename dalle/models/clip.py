@@ -96,7 +96,8 @@ class CLIP(nn.Module):
         """Embed images.
 
         Args:
-            images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.generation.rerank` resizes).
+            images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.generation.rerank` resizes). A
+                NaN makes the embedding of its image NaN, and of no other.
             normalize: return unit vectors, whose dot products are cosines; False returns the tower's own output, which
                 unCLIP works on.
 

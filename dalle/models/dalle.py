@@ -284,7 +284,7 @@ class DALLE(AttentionMasks):
         positions = Positions(0, x.shape[1]) if cache is None else cache.next_positions(x.shape[1])
         rope: Rope | None = None
         if "rope" in self.config.positions:  # rope, rope_1d and stored_rope
-            rope = positions.rows(self.get_buffer("rope_cos")), positions.rows(self.get_buffer("rope_sin"))
+            rope = positions.angles(self.get_buffer("rope_cos")), positions.angles(self.get_buffer("rope_sin"))
         # Dropout on embeddings, as in GPT-2
         x = F.dropout(x, self.config.transformer.dropout, self.training)
         masks = self._masks(positions, padding)

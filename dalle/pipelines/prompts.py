@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import JSONTokenizer, TextTokenizer
+from dalle.text_tokenizers.base import first_report
 from dalle.text_tokenizers.t5 import T5Encoder
 
 log = logging.getLogger(__name__)
 
 
 def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: list[str]) -> Tensor:
-    """Encode prompts to ids, int64 [P, T], or to features, float [P, T, C]; prompts that are cut are logged.
+    """Encode prompts to ids, int64 [P, T], or to features, float [P, T, C]; prompts that are cut are logged, each once.
 
     A blank prompt becomes the null caption (padding only), which caption dropout trains; an empty caption (EOS and
     padding) does not occur in training.
@@ -28,7 +29,7 @@ def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: 
         return tokenizer.encode(prompts, length)
     rows = tokenizer.encode_ragged(prompts)  # unpadded, as padding would hide what is cut
     for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) > length:
+        if len(row) > length and first_report(prompt):
             log.warning("prompt of %d tokens cut to the model's %d: %.60r", len(row), length, prompt)
     if tokenizer.blank_is_null:
         rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]

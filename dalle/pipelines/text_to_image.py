@@ -22,6 +22,7 @@ from dalle.device import pick_device
 from dalle.generation.generate import Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.progress import Progress
+from dalle.generation.rolling import Candidate
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.size import Size, read_size
 from dalle.models.clip import CLIP
@@ -266,6 +267,27 @@ class TextToImage:
             watch=watch,
         )  # [B, h, w]
         return self.finish(codes, requests)
+
+    @torch.no_grad()
+    def candidates(self, requests: Sequence[Request]) -> list[Candidate]:
+        """The candidates of requests for a `RollingBatch` of the model, whose codes `finish` makes images of.
+
+        Raises:
+            ValueError: a negative prompt that the model does not take.
+        """
+        known_codes, known_mask = known_codes_of(requests, self.grid)
+        text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
+        negatives = [request.negative for request in requests]
+        negative = encode_negatives(self.model, self.text_tokenizer, text, negatives)
+        found: list[Candidate] = []
+        for number, request in enumerate(requests):
+            own = None if request.negative is None or negative is None else negative[number]
+            for seed in request.seeds:
+                candidate = Candidate(text[number], seed, request.sampling, own)
+                if known_codes is not None and known_mask is not None:
+                    candidate.known_codes, candidate.known_mask = known_codes[len(found)], known_mask[len(found)]
+                found.append(candidate)
+        return found
 
     def text_tokens(self, prompt: str) -> int | None:
         """The number of a prompt's tokens before it is cut; None for a model that reads features of a T5."""

@@ -21,6 +21,9 @@ from dalle.files import atomic_file, write_text
 
 logger = logging.getLogger(__name__)
 
+_REMEMBERED = 10_000  # texts
+_reported: set[int] = set()  # hashes of texts of which it was said that they are cut
+
 
 class TextTokenizer(ABC):
     """Turns captions into token ids and back; picklable, so that each data worker can have a copy.
@@ -159,7 +162,7 @@ class TextTokenizer(ABC):
         """The caption of ids that are neither padding, begin nor end."""
 
     def _count_truncated(self, text: str, needed: int, width: int) -> None:
-        if self.truncated == 0:
+        if self.truncated == 0 and first_report(text):
             logger.warning(
                 "caption of %d tokens truncated to %d: %r... (reported once, then only counted)",
                 needed,
@@ -167,6 +170,20 @@ class TextTokenizer(ABC):
                 text[:60],
             )
         self.truncated += 1
+
+
+def first_report(text: str) -> bool:
+    """Whether nobody has been told yet that this text is cut; notes that it is told now.
+
+    A prompt is read by the model and by the CLIP that scores its images, and again for each group of candidates.
+    """
+    key = hash(text)  # a prompt may have megabytes
+    if key in _reported:
+        return False
+    if len(_reported) >= _REMEMBERED:
+        _reported.clear()
+    _reported.add(key)
+    return True
 
 
 def check_characters(text: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dalle.config import config
 from dalle.config.ranges import NonNegativeInt, Size
+from dalle.files import install_command
 from dalle.text_tokenizers.base import TextTokenizer, check_characters
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _read(content: bytes) -> Tokenizer:
         from tokenizers import Tokenizer
     except ImportError:
         raise ValueError(
-            'a tokenizer.json is read by the library tokenizers: pip install "dalle[tokenizers]" (or tokenizers)'
+            f"a tokenizer.json is read by the library tokenizers: {install_command('tokenizers')}"
         ) from None
     try:
         tokenizer = Tokenizer.from_str(content.decode())

@@ -25,7 +25,7 @@ from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.source import is_model_folder, open_source
 from dalle.checkpoints.tensors import open_tensors
 from dalle.config import apply_overrides, from_dict, read_yaml, to_dict
-from dalle.files import ROOT
+from dalle.files import ROOT, check_folder
 from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, initial_scale_and_bias
@@ -200,6 +200,7 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
         path = resolve(recipe.init_from)
         target = recipe.run.dir / FOLDER
         if not is_model_folder(path) and not target.exists():  # made already: the run is resumed
+            check_folder(recipe.run.dir, "run.dir=FOLDER")
             convert(path, target, "float32")
 
 

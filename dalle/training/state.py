@@ -28,7 +28,7 @@ from dalle.training.optim import EMA, adamw
 from dalle.training.recipe import LoopRecipe
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_sharding
-from dalle.training.run.run_dir import changed_options, describe, open_run_dir, resume_command
+from dalle.training.run.run_dir import changed_options, check_run_dir, describe, open_run_dir, resume_command
 from dalle.training.skipped_steps import SkippedStepMonitor, StopSignal
 from dalle.training.tasks import build_task
 from dalle.training.train_step import evaluated, seed_noise
@@ -63,6 +63,7 @@ class Run:
         """
         self.recipe, self.accelerator = recipe, accelerator
         self.options = run = recipe.run
+        check_run_dir(recipe, accelerator)
         self.sharding = start_sharding(run, self.accelerator)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(run.seed)  # the same initial weights in every process

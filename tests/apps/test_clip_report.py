@@ -109,6 +109,9 @@ def test_missing_captions_or_classes_are_named(source: Path, photos: Path, capsy
     (flat / "a.txt").write_text("a red square")
     found = evaluated(["eval", "clip", str(source), str(flat)], capsys)
     assert "lies in no subfolder" in found["left_out"]["probe"] and found["retrieval"]["images"] == 1
+    assert main(["eval", "clip", str(source), str(flat)]) == 0
+    error = capsys.readouterr().err
+    assert "no zero-shot and no probe: " in error and error.count("lies in no subfolder") == 1
     for words, message in {
         ("eval", "probe", str(source), str(flat)): "lies in no subfolder",
         ("eval", "probe", str(source), "emoji", "--by", "taste"): "emoji have no classes by 'taste'",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ import dalle
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
 from dalle.checkpoints.modules import load_into
+from dalle.checkpoints.published.summary import inspect
 from dalle.checkpoints.quantization import STORAGE, pack, unpack
+from dalle.checkpoints.source import open_source
 from dalle.checkpoints.tensors import read_tensors
 from dalle.files import local
 from support.tiny_model import make_tiny_model
@@ -333,6 +337,39 @@ def test_missing_components_give_a_one_line_error(tmp_path: Path) -> None:
     assert "parts.one needs a path and a sha256" in one_line(lambda: ModelFolder(tmp_path / "b").component("one").path)
 
 
+@pytest.mark.parametrize(
+    "gone, message",
+    [
+        ("clip", "clip is missing, or its config.yaml: copy .* whole, with its clip"),
+        ("clip/config.yaml", "clip is missing, or its config.yaml"),
+        ("clip/model.safetensors", "clip has lost its weights: copy .* whole, with its clip"),
+        ("config.yaml", "has parts of a model folder but no config.yaml: copy the folder whole"),
+    ],
+)
+def test_folder_that_was_copied_in_part_is_named(tmp_path: Path, gone: str, message: str) -> None:
+    save(tmp_path / "clip", CONFIG, state(1))
+    save(tmp_path / "a", CONFIG, state(), parts={"clip": tmp_path / "clip"})
+    place = tmp_path / "a" / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    def opened() -> None:
+        folder = open_source(str(tmp_path / "a"))
+        assert isinstance(folder, ModelFolder)
+        folder.component("clip")
+
+    assert re.search(message, one_line(opened))
+
+
+def test_inspect_says_that_weights_are_damaged(tiny_parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_parts / "clip", tmp_path / "clip")
+    assert "damage" not in inspect(tmp_path / "clip")
+    file = tmp_path / "clip" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "\n- damage: " in inspect(tmp_path / "clip") and "or is truncated" in inspect(tmp_path / "clip")
+    file.unlink()
+    assert f"\n- damage: {file}: no such file" in inspect(tmp_path / "clip")
+
+
 def test_component_inside_the_replaced_folder_is_kept(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
@@ -387,6 +424,36 @@ def test_export_refuses_the_recipe_of_another_architecture(tmp_path: Path) -> No
         before = content(other)
         assert "has another architecture than" in one_line(lambda other=other: export(tmp_path / "run", other, "int8"))
         assert content(other) == before
+
+
+@pytest.mark.parametrize("place", ["run", "run/model", "run/model/inside", "run/checkpoints", ".", "images", "file"])
+def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path, place: str) -> None:
+    """Neither the run that is exported nor a folder of something else, whose contents would be lost."""
+    source, target = tmp_path / "run" / "model", tmp_path / place
+    save(source, CONFIG, state())
+    for name in ("run/config.yaml", "run/checkpoints/step-1/state.pt", "images/dog.png", "images/dog.txt", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("stage: dalle\n")
+    before = content(tmp_path)
+    message = one_line(lambda: export(source, target, "int8"))
+    assert re.search(r"holds .+ and is no model folder|is, holds or lies in|is a file", message)
+    assert message.endswith((": give a new folder", ": give another folder"))
+    if place in ("images", "run", "file"):
+        one_line(lambda: save(target, CONFIG, state(1)))
+    assert content(tmp_path) == before
+
+
+def test_a_card_may_be_there_before_the_weights(tmp_path: Path) -> None:
+    save(tmp_path / "run", CONFIG, state())
+    (tmp_path / "out").mkdir()
+    for name in ("README.md", "samples.png", ".gitattributes"):
+        (tmp_path / "out" / name).write_text(name)
+    assert re.search(
+        r"holds \w+\.\w+ and is no model folder", one_line(lambda: save(tmp_path / "out", CONFIG, state()))
+    )
+    export(tmp_path / "run", tmp_path / "out", "int8")
+    assert (tmp_path / "out" / "README.md").read_text() == "README.md"
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_export_of_a_damaged_folder_leaves_the_target(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from accelerate.state import AcceleratorState
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.data.token_shards.files import TokenProvenance, read_index
+from dalle.data.token_shards.files import read_index
+from dalle.data.token_shards.provenance import TokenProvenance
+from dalle.files import FileLock
 from support.tiny_model import DALLE_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +111,7 @@ def test_token_shards_of_another_image_tokenizer_are_refused(
 
 
 WRONG = {
-    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle or prior"),
+    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle, prior"),
     "no recipe": (["nowhere.yaml", "OUT"], "nowhere.yaml: no such file"),
     "no views": (["configs/emoji/dalle.yaml", "OUT", "--views", "0"], "views is 0: give at least 1"),
     "shards of shards": (["TOKENS", "OUT"], "data.kind is tokens already"),
@@ -140,6 +142,21 @@ def encoding(config: Path, out: Path, processes: int = 1) -> list[str]:
     return [sys.executable, *start, "-m", "dalle", "encode", str(config), str(out), *options]
 
 
+def test_two_encodings_in_one_folder_are_refused(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 20}), tmp_path / "out"
+    given = ["encode", str(config), str(out), "--device", "cpu"]
+    out.mkdir()
+    (out / ".part-1-train.parquet").write_text("of the other, or of one that was killed")
+    with FileLock(out / ".lock"):
+        assert main(given) == 2
+        assert f"this process is encoding into {out}: wait for it" in capsys.readouterr().err
+        assert (out / ".part-1-train.parquet").exists()
+    assert main(given) == 0
+    assert {path.suffix for path in out.iterdir()} == {".parquet", ".json"}
+
+
 @pytest.mark.slow
 def test_encoding_killed_repeatedly_ends_with_the_same_shards(tiny_parts: Path, tmp_path: Path) -> None:
     config = recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 2000})
@@ -158,9 +175,12 @@ def test_encoding_killed_repeatedly_ends_with_the_same_shards(tiny_parts: Path, 
             pass
         process.send_signal(signal_number)
         _, told = process.communicate()
-        assert process.returncode in (-signal_number, 130) and read_index(out, TokenProvenance).shards is None
-        if process.returncode == 130:
-            assert told.splitlines()[-2] == f"the shards in {out} are complete; run the same command to continue"
+        assert (
+            process.returncode in (-signal_number, 128 + signal_number)
+            and read_index(out, TokenProvenance).shards is None
+        )
+        if process.returncode > 0:
+            assert told.splitlines()[-1] == "dalle encode: stopped; complete shards are kept: the same command goes on"
     subprocess.run(encoding(config, out), check=True, cwd=ROOT)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
 

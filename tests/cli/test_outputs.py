@@ -6,9 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-import pytest
-
-from dalle.cli.outputs import ScoresFile, check_folder, file_record, new_folder, slug
+from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
 from dalle.files import write_text
 
 
@@ -28,26 +26,11 @@ def test_new_folders_never_reuse_old_ones(tmp_path: Path) -> None:
     assert [folder.name for folder in made] == ["a-cat", "a-cat-2", "a-cat-3"]
 
 
-def test_folder_check_creates_nothing(tmp_path: Path) -> None:
-    check_folder(tmp_path / "a" / "b")
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is not a folder that can be written"):
-        check_folder(tmp_path / "file" / "out")
-
-
 def test_file_record_has_the_sha256(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "लाल")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "लाल"
     assert file_record(tmp_path / "a.txt") == {"file": "a.txt", "sha256": hashlib.sha256("लाल".encode()).hexdigest()}
-
-
-def test_folder_check_names_a_folder_that_cannot_be_made() -> None:
-    if not Path("/proc/self").is_dir():
-        pytest.skip("no /proc here")
-    with pytest.raises(ValueError, match=r"/proc/nope cannot be made \(.+\): give another folder as --out"):
-        check_folder(Path("/proc/nope"))
 
 
 def test_scores_file_is_valid_json_after_every_append(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_json_output_lists_files_and_videos_have_all_frames(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, (name, format_) in enumerate((("a.gif", "GIF"), ("a.webp", "WEBP"), ("a.mp4", None))):
-        film = tmp_path / name
+        film = tmp_path / "films" / name  # a folder that is not there yet
         more = ["--video", str(film), "--frame-every", "2", "--zoom", "1.1", "--json"]
         assert main(line(tiny_parts, tmp_path / str(number), *more)) == 0
         told = json.loads(capsys.readouterr().out)

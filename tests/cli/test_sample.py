@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -253,8 +254,10 @@ def test_long_prompts_are_truncated_with_a_warning(
     tiny_model: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert sample.main(["a red heart " * 500, "--n", "1", "--model", str(tiny_model)]) == 0
-    assert "tokens cut to the model's 12" in caplog.text
+        assert sample.main(["a red heart " * 500, "--n", "40", "--keep", "1", "--model", str(tiny_model)]) == 0
+    # One line, though the CLIP reads it too, and both read it twice: for the first 32 candidates and the others
+    cut = [record.getMessage() for record in caplog.records if re.search("cut to|truncated to", record.getMessage())]
+    assert len(cut) == 1 and "tokens cut to the model's 12" in cut[0]
 
 
 def test_full_disk_keeps_finished_images(
@@ -270,7 +273,8 @@ def test_full_disk_keeps_finished_images(
     monkeypatch.setattr(dalle.images.png, "write_png", full)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
-    assert err.startswith("sample.py: ") and "No space left on device" in err
+    assert err.startswith("sample.py: ") and "02-02-seed0.png: No space left on device" in err
+    assert err.endswith("; what was finished before is in outputs/a-dog-0")
     folder = here / "outputs" / "a-dog-0"
     assert len(json.loads((folder / "scores.json").read_text())["images"]) == 2
     assert sorted(p.name[:5] for p in folder.glob("*.png")) == ["01-01", "01-02", "02-01"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -44,6 +45,25 @@ def test_search_weights_floor_and_distinct(made: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "no image fits\n"
 
 
+def test_search_takes_a_vector_and_a_data_url(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = ImageIndex(made / "photos.index", device="cpu")
+    file = tmp_path / "v.json"
+    file.write_text(json.dumps(index.query("a red heart").tolist()))
+    assert [hit["path"] for hit in found(made, capsys, "--vector", str(file))] == [
+        hit["path"] for hit in found(made, capsys, "a red heart")
+    ]
+    image = made / "photos/b.png"
+    url = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+    assert found(made, capsys, "--image", url) == found(made, capsys, "--image", str(image))
+    file.write_text("{}")
+    for options, message in (
+        (["--vector", str(file)], "is no JSON list of numbers"),
+        (["--vector", str(tmp_path / "none.json")], "cannot be read: No such file"),
+    ):
+        assert main(["search", str(made / "photos.index"), *options, "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -61,6 +81,20 @@ def test_wrong_options_give_a_one_line_error(
     assert main(["search", str(made / "photos.index"), *options, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_classify_says_when_labels_hardly_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The built-in CLIP, on an image that is neither: the best of two labels has 98 % of what both have."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    given = ["classify", str(tmp_path / "red.png"), "examples/images/dog.png", "--labels", "cat,dog", "--device", "cpu"]
+    assert main(given) == 0
+    red, dog = capsys.readouterr().out.split("examples/images/dog.png")
+    assert "97.92%  dog" in red and "perhaps none of these: words for other things fit better (99.7" in red
+    assert "dog" in dog and "none" not in dog
+    assert main([*given, "--json"]) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert images[0]["none"] > 0.99 and images[1]["none"] < 0.97
+    assert sum(label["probability"] for label in images[0]["labels"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_classify_threshold_prints_none_of_these(

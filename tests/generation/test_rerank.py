@@ -33,6 +33,18 @@ def test_scores_are_the_cosines_of_image_and_prompt(clip: CLIP) -> None:
         assert scores[i].item() == pytest.approx(torch.dot(a, b).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_image_that_is_not_finite_is_refused(clip: CLIP, value: float) -> None:
+    """NaN sorts before every score: such an image would be the best."""
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    images[2, 0, 3, 3] = value
+    with pytest.raises(ValueError, match="image 3 of 4 has no score"):
+        score(clip, images, PROMPTS)
+    others = [0, 1, 3]
+    embeds = clip.encode_image(images).detach()
+    assert embeds[2].isnan().all() and embeds[others].isfinite().all()
+
+
 def test_larger_images_are_resized(clip: CLIP) -> None:
     images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(score(clip, images, PROMPTS[:2]), score(clip, resize_batch(images, 16), PROMPTS[:2]))

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dalle
 import train
 from dalle.checkpoints.tensors import open_tensors
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.contrastive import sigmoid_loss
+from dalle.models.contrastive import contrastive_loss, sigmoid_loss
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import parse_recipe
 from support.tiny_configs import clip_config
@@ -55,6 +56,27 @@ def test_sigmoid_loss_and_gradients_equal_a_slow_loop(rows: int | None) -> None:
     for one, other in zip(fast, exact, strict=True):
         assert one.grad is not None and other.grad is not None
         assert one.grad.sub(other.grad).abs().max() < 1e-5 * max(1, other.grad.abs().max())
+
+
+def test_equal_captions_of_a_batch_are_negatives_of_each_others_images() -> None:
+    """The stated rule, as in both papers; of captions all the same the softmax learns nothing, its loss is log B."""
+    images, texts = embeddings(6)
+    texts[4] = texts[1]
+    scale, bias = torch.tensor(12.0), torch.tensor(-7.0)
+    torch.testing.assert_close(sigmoid_loss(images, texts, scale, bias), slow_loss(images, texts, scale, bias))
+    logits = scale * images @ texts.T
+    own = [-logits[i, i] + logits[i].logsumexp(0) for i in range(6)]
+    own += [-logits[i, i] + logits[:, i].logsumexp(0) for i in range(6)]
+    torch.testing.assert_close(contrastive_loss(images, texts, scale), torch.stack(own).mean())
+    assert own[1] > math.log(2)  # image 1 cannot tell its caption from the fifth
+    same = texts[:1].expand(6, -1)
+    assert contrastive_loss(images[:1].expand(6, -1), same, scale).item() == pytest.approx(math.log(6), abs=1e-5)
+    assert contrastive_loss(images, same, scale) >= math.log(6) - 1e-5
+    trained = images.clone().requires_grad_()
+    loss = F.cross_entropy(scale * trained @ same.T, torch.arange(6))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(6)) and trained.grad is not None
+    assert trained.grad.abs().max() < 1e-6
 
 
 def test_initial_scale_and_bias_are_the_papers() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from openai import OpenAI
 
 from dalle.apps.server.app import create_app
 from dalle.apps.server.run import GracefulServer, server
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
+from dalle.generation.rolling import RollingBatch
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 
@@ -37,6 +39,30 @@ class Running:
     @property
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+
+class Pause:
+    """Holds a rolling batch once, before a step at which one of its images has so many tokens.
+
+    Attributes:
+        reached: set when it is held.
+        go: to be set for it to go on.
+        seen: the tokens that the images of the batch have before each step.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, token: int) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.seen: list[list[int]] = []
+        step = RollingBatch.step
+
+        def held(batch: RollingBatch) -> None:
+            self.seen.append([one.done for one in batch.active])
+            if token in self.seen[-1] and not self.reached.is_set():
+                self.reached.set()
+                assert self.go.wait(120)
+            step(batch)
+
+        monkeypatch.setattr(RollingBatch, "step", held)
 
 
 @contextmanager

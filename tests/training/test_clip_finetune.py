@@ -19,10 +19,12 @@ from dalle.__main__ import main
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.checkpoints.tensors import read_tensors
+from dalle.data.batch import Batch
 from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
 from dalle.training.lock import freeze
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
+from dalle.training.tasks.clip import CLIPTask, Inputs
 from support.published.clips import hub_folder
 from support.tiny_configs import clip_config
 
@@ -147,6 +149,27 @@ def test_batch_larger_than_the_data_set_is_refused(
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("train.py: run.batch_size is 8, and the data set has 4 images: each would be contrasted")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_step_with_nan_images_is_skipped(
+    accumulation: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of one micro-batch, too: its embeddings are in the loss of all."""
+    inputs, seen = CLIPTask.inputs, []
+
+    def nan_in_the_last(self: CLIPTask, batch: Batch) -> Inputs:
+        made = inputs(self, batch)
+        seen.append(len(batch.captions))
+        if sum(seen) == 4:
+            made.images[0, 0, 0, 0] = math.nan
+        return made
+
+    monkeypatch.setattr(CLIPTask, "inputs", nan_in_the_last)
+    assert train.main([recipe(tmp_path, source), f"run.accumulation={accumulation}", "run.save_every=1"]) == 0
+    assert "step 2: skipped, non-finite loss or gradient in clip (1 in a row)" in capfd.readouterr().out
+    first, last = (read_tensors(tmp_path / f"run/checkpoints/step-0000000{n}/weights.safetensors") for n in (1, 2))
+    assert all(torch.equal(value, last[name]) and value.isfinite().all() for name, value in first.items())
 
 
 def make_other(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from dalle.__main__ import main as dalle
 from dalle.data.batch import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
+from dalle.training import state
 from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
@@ -247,6 +248,47 @@ def test_two_runs_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFix
         holder.kill()
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     lock_run_dir(run).close()
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("nowhere", "nowhere: no such folder; give the run.dir of a training"),
+        ("begun", "begun has saved no weights yet: train on"),
+        ("run/model", "run/model is no run but has a config.yaml"),
+        ("samples", "samples is no folder of a run"),
+    ],
+)
+def test_export_of_what_is_no_run_is_refused(
+    place: str, message: str, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("begun/metrics.jsonl", "samples/a.png"):
+        (run.parent / name).parent.mkdir()
+        (run.parent / name).write_text("")
+    assert dalle(["export", place, "exported"]) == 2
+    assert message in (error := capfd.readouterr().err) and error.count("\n") == 1
+    assert not (run.parent / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("file", "file is not a folder that can be written: give another as run.dir=FOLDER"),
+        ("file/under", "file is not a folder that can be written"),
+        ("other", "other/model is there already and of no run: choose another run.dir=FOLDER"),
+        ("run", "contains a run already: continue it with resume=true"),
+    ],
+)
+def test_wrong_run_folders_are_refused_before_anything_is_loaded(
+    place: str, message: str, run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.parent / "file").write_text("text")
+    (run.parent / "other" / "model").mkdir(parents=True)
+    (run.parent / "other" / "model" / "code.py").write_text("")
+    monkeypatch.setattr(state, "build_task", None)
+    assert train.main(["vqgan.yaml", f"run.dir={place}"]) == 2
+    assert message in (error := capfd.readouterr().err) and error.count("\n") == 1
+    assert (run.parent / "other" / "model" / "code.py").is_file() and (run.parent / "file").read_text() == "text"
 
 
 def test_dead_loader_process_gives_a_one_line_error(

@@ -49,9 +49,9 @@ class SampleOptions:
     """Folder for codes, features of the training images, and sheets."""
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 2), ("candidates", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least {least}")
+        for name, value, least in (("draw", self.count, 2), ("candidates", self.candidates, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} is {value}: at least {least}")
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ class ImageIndex:
         top: int = 20,
         where: Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
+        vector: Sequence[float] | Tensor | None = None,
         min_score: float | None = None,
         distinct: float | None = None,
     ) -> list[Hit]:
@@ -157,12 +158,13 @@ class ImageIndex:
 
         Args:
             text: one or several, in any language that the CLIP reads.
-            image: one or several images: paths, files' bytes, or Pillow's.
+            image: one or several images: paths, files' bytes, data: URLs in base64, or Pillow's.
             minus: texts to lead away from.
             minus_image: images to lead away from.
             top: how many.
             where: conditions that must hold, such as "width>=512", "path~holiday", "caption~dog".
             weights: text -> how much of it, below 0 to lead away; beside the texts, which count as 1.
+            vector: an embedding by the CLIP of the index, which is added as a text is; of any length.
             min_score: only images with at least this score; where hits have a probability, with this probability.
             distinct: only the nearest of images whose cosine with each other is at least this, such as 0.97.
 
@@ -176,12 +178,12 @@ class ImageIndex:
         if min_score is not None and not -1 <= min_score <= 1:
             raise ValueError(f"min_score is {min_score:g}: scores are from -1 to 1")
         allowed = Filter(where).mask(self.table.batches)
-        query = Query.of(text, image, minus, minus_image, weights)
-        vector = query.embed(self.clip)
+        query = Query.of(text, image, minus, minus_image, weights, vector)
+        direction = query.embed(self.clip)
         judged = query.is_one_text and self.clip.config.sigmoid
 
         def found(count: int) -> list[Hit]:
-            hits = self.nearest(vector, count, allowed)
+            hits = self.nearest(direction, count, allowed)
             hits = self._with_probabilities(hits) if judged else hits
             return [hit for hit in hits if min_score is None or hit.likeness >= min_score]
 

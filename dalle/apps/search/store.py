@@ -234,7 +234,7 @@ def locked(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name another place for the index")
     # Never take over a folder of somebody's images: an update removes files that look like its own
-    if folder.is_dir() and not (folder / LOCK).exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not _is_begun(folder):
         raise ValueError(f"{folder} holds other things than an index: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -244,6 +244,13 @@ def locked(folder: Path) -> Iterator[None]:
     with lock:
         remove_parts(folder)
         yield
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder is of an index, or of one whose making was stopped; runs have a lock of that name too."""
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    whole = (folder / NAME).exists() or all(path.suffix in (".arrow", ".faiss") for path in visible)
+    return whole and (folder / LOCK).exists()
 
 
 def _opened(folder: Path, file: tuple[str, int]) -> Table:

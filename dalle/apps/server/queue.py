@@ -98,15 +98,15 @@ class FairQueue:
         self.held[job.client] += count
         self.clients.setdefault(job.client, deque()).append(job)
 
-    def take(self, size: int) -> list[Unit]:
-        """The next batch: at most `size` images, all of the kind of the one that has waited longest in its turn."""
+    def take(self, size: int, mixed: bool = False) -> list[Unit]:
+        """At most `size` images, all of the kind of the one that has waited longest in its turn unless `mixed`."""
         units: list[Unit] = []
         kind: tuple[int, Size | None] | None = None
         turn = deque(self.clients)  # a copy, as clients move below
         while turn and len(units) < size:
             client = turn.popleft()
             jobs = self.clients[client]
-            job = next((one for one in jobs if one.waiting and kind in (None, one.kind)), None)
+            job = next((one for one in jobs if one.waiting and (mixed or kind in (None, one.kind))), None)
             if job is None:
                 continue
             kind = job.kind

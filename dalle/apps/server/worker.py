@@ -13,7 +13,9 @@ from dalle.apps.server.batch import Batches, Host
 from dalle.apps.server.events import Done, Failed, Listener, Progress, Stopping, notify
 from dalle.apps.server.metrics import COUNTS, SECONDS, Metrics
 from dalle.apps.server.queue import FairQueue, Full, Job, Unit
+from dalle.apps.server.rolling import RollingBatches
 from dalle.generation.options import EngineOptions
+from dalle.generation.rolling import RollingBatch
 from dalle.pipelines.text_to_image import TextToImage
 
 T = TypeVar("T")
@@ -47,9 +49,9 @@ class _Canceled(Exception):
 class Worker:
     """Generates jobs in batches, and runs short calls between two steps of a batch.
 
-    New jobs join the next batch; options, prompts, seeds and kept codes differ from row to row. When a client hangs up,
-    its rows leave: the batch is interrupted and goes on without them from the codes that it has. Between two steps of a
-    long task one batch of the waiting images is generated, so that neither starves the other.
+    New jobs join the batch at the next token (`RollingBatches`), or where the model knows one position the next batch
+    (`Batches`); options, prompts, seeds and kept codes differ from row to row. When a client hangs up, its rows leave.
+    Between two steps of a long task one batch of the waiting images is generated, so that neither starves the other.
 
     One thread, as a model is not safe to call from several, and two would only share the same cores or GPU.
     """
@@ -60,6 +62,9 @@ class Worker:
         self._declare()
         host = Host(self._release, self.cancel, self._between_steps)
         self._batches = Batches(pipe, EngineOptions(window=window), self.metrics, host)
+        # Jacobi decoding runs several tokens of each image at a time, from one position
+        rolls = window == 1 and RollingBatch.supports(pipe.model)
+        self._rolling = RollingBatches(self._batches, max_batch) if rolls else None
         self._changed = threading.Condition()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._tasks: deque[Task] = deque()
@@ -91,7 +96,7 @@ class Worker:
         return self.metrics.value("dalle_drawing_seconds_total") / images if images else 1.0
 
     def submit(self, job: Job) -> None:
-        """Queue a job for the next batch.
+        """Queue a job, for the batch that runs or the next one.
 
         Raises:
             Full: there is no room.
@@ -171,7 +176,7 @@ class Worker:
         metrics = self.metrics
         metrics.gauge("dalle_queue_images", "Images that wait in the queue.", self._queued)
         metrics.gauge("dalle_batch_images", "Images in the current batch.", lambda: float(len(self._active)))
-        metrics.histogram("dalle_batch_size", "Images per batch.", COUNTS)
+        metrics.histogram("dalle_batch_size", "Images in the batch, each time that some have joined it.", COUNTS)
         metrics.histogram("dalle_request_seconds", "Seconds from a request to the end of its response.", SECONDS)
         metrics.counter("dalle_requests_total", "Requests by path and status.")
         metrics.counter("dalle_images_total", "Images generated.")
@@ -206,11 +211,24 @@ class Worker:
             notify(listener, Failed(Stopping()))
 
     def _draw_next(self) -> None:
-        """Generate a batch of the waiting images, if there are any."""
+        """Generate the waiting images, if there are any: a batch of them, or all that come if they can join it."""
+        units = self._taken(self.max_batch)
+        if units and self._rolling is not None:
+            self._rolling.draw(units, self._joining)
+        elif units:
+            self._batches.draw(units)
+
+    def _taken(self, room: int) -> list[Unit]:
         with self._changed:
-            self._active = self.queue.take(self.max_batch)
-        if self._active:
-            self._batches.draw(list(self._active))
+            units = self.queue.take(room, mixed=self._rolling is not None)
+            self._active = [*self._active, *units]
+        return units
+
+    def _joining(self, room: int) -> list[Unit]:
+        """Images that join the batch; none while a task runs or waits, whose turn would never come else."""
+        with self._changed:
+            closed = self.task is not None or len(self._tasks) > 0
+        return [] if closed else self._taken(room)
 
     def _run_task(self, task: Task) -> None:
         def step() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dalle.apps.embed import embed_images
+from dalle.apps.zeroshot.calibration import FILE, Calibration, read_calibration
 from dalle.apps.zeroshot.labels import Labels, synonyms_of
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
@@ -28,7 +29,10 @@ NULL_WORDS = (
     *("person", "animal", "plant", "food", "drink", "building", "vehicle", "tool", "furniture", "clothing"),
     *("toy", "machine", "landscape", "sky", "water", "text", "sign", "symbol", "pattern", "something else"),
 )
-"""Labels for everything else: with a threshold, their probability is that of no label."""
+"""Labels for everything else: beside them, what the labels do not get is the probability of none."""
+
+DOUBTFUL = 0.97
+"""Probability of none above which the built-in CLIP has probably been given no label that fits (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Prediction:
     image: str  # path or name
     labels: list[str]  # with a threshold, those that reach it, perhaps none
     probabilities: list[float]  # in [0, 1]; they sum to 1 over all labels, except those of a SigLIP
-    none: float | None = None  # with a threshold: the probability that no label fits
+    none: float | None = None  # where asked for: the probability that no label fits, beside words for other things
 
 
 class ZeroShotClassifier:
@@ -54,10 +58,18 @@ class ZeroShotClassifier:
         labels: L names, in the order in which they were given.
         templates: prompt templates.
         label_embeds: float32 [L, D], unit length.
+        calibration: makes the probability of none; as it comes, that of the null words in an uncalibrated softmax.
     """
 
-    def __init__(self, clip: CLIP, labels: Labels, templates: str | Sequence[str] = "images-en"):
+    def __init__(
+        self,
+        clip: CLIP,
+        labels: Labels,
+        templates: str | Sequence[str] = "images-en",
+        calibration: Calibration | None = None,
+    ):
         synonyms = synonyms_of(labels)
+        self.calibration = calibration or Calibration()
         self.clip, self.labels, self.templates = clip, list(synonyms), templates_of(templates)
         self.label_embeds = label_embeds(clip, list(synonyms.values()), self.templates)
 
@@ -68,6 +80,7 @@ class ZeroShotClassifier:
         source: str | Path | None = None,
         templates: str | Sequence[str] | None = None,
         device: str = "auto",
+        calibration: str | Path | None = None,
     ) -> ZeroShotClassifier:
         """Load a CLIP and embed the labels.
 
@@ -77,14 +90,20 @@ class ZeroShotClassifier:
             templates: name of a set (`dalle.apps.zeroshot.TEMPLATES`), several with commas, or templates with {} for
                 the label; None: "emoji-en" with the built-in CLIP, "images-en" with another.
             device: "auto" takes an accelerator if there is one.
+            calibration: file of `dalle eval classify --calibrate`, for the probability of none; None: calibration.json
+                in the folder of the CLIP, if it has one.
 
         Raises:
-            ValueError: there is no such CLIP or set of templates, or labels or templates are malformed.
+            ValueError: there is no such CLIP or set of templates, labels or templates are malformed, or the calibration
+                is of another CLIP.
         """
         synonyms_of(labels)  # errors before loading, which takes longer
         chosen = templates_of(templates or ("emoji-en" if source is None else "images-en"))
-        clip = load_clip(SHIPPED / "clip" if source is None else source, pick_device(device))
-        return cls(clip, labels, chosen)
+        place = SHIPPED / "clip" if source is None else source
+        clip = load_clip(place, pick_device(device))
+        beside = Path(place).expanduser() / FILE
+        file = Path(calibration).expanduser() if calibration is not None else beside if beside.is_file() else None
+        return cls(clip, labels, chosen, None if file is None else read_calibration(file, clip))
 
     def __call__(
         self,
@@ -92,6 +111,7 @@ class ZeroShotClassifier:
         top: int | None = None,
         batch_size: int = 64,
         threshold: float | None = None,
+        with_none: bool = False,
     ) -> list[Prediction]:
         """Classify images: paths, bytes of files, or PIL images.
 
@@ -100,6 +120,7 @@ class ZeroShotClassifier:
             top: number of labels for each image; None: all.
             batch_size: images at a time.
             threshold: see `predict`.
+            with_none: see `predict`.
 
         Raises:
             ValueError: `top` is below 1, `threshold` is no probability, or an image cannot be read
@@ -108,7 +129,7 @@ class ZeroShotClassifier:
         several = [images] if isinstance(images, ImageLike) else list(images)
         records = [as_record(image, f"image {number}") for number, image in enumerate(several, 1)]
         results = []
-        for result in self.predict(records, top, batch_size, threshold=threshold):
+        for result in self.predict(records, top, batch_size, threshold=threshold, with_none=with_none):
             if isinstance(result, BadRecord):
                 raise result
             results.append(result)
@@ -121,6 +142,7 @@ class ZeroShotClassifier:
         batch_size: int = 64,
         workers: int = 0,
         threshold: float | None = None,
+        with_none: bool = False,
     ) -> Iterator[Prediction | BadRecord]:
         """Classify records while they are read; yields in place of a broken one the reason.
 
@@ -130,8 +152,10 @@ class ZeroShotClassifier:
             batch_size: images at a time.
             workers: processes that read images; 0 reads them in this one.
             threshold: only labels of at least this probability, in [0, 1], perhaps none. A softmax cannot tell that no
-                label fits, so `NULL_WORDS` are then added to the labels, and their probability is that of none. A
-                SigLIP does not need them.
+                label fits, so `NULL_WORDS` are then added to the labels, and their probability is that of none, by
+                `calibration`. A SigLIP does not need them.
+            with_none: whether to give the probability of none without a threshold, too; those of the labels stay as
+                they are without it.
 
         Raises:
             ValueError: a number is out of range.
@@ -146,7 +170,9 @@ class ZeroShotClassifier:
             # A stable sort: labels of equal probability keep the order in which they were given
             best = probabilities[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
             ids, values = best.indices[:, :top].tolist(), best.values[:, :top].tolist()
-            none = [None] * len(ids) if threshold is None else probabilities[:, -1].tolist()
+            none = [None] * len(ids)
+            if threshold is not None or with_none:
+                none = self.probabilities(batch.vectors, with_none=True)[:, -1].tolist()
             for row, number in enumerate(batch.numbers):
                 count = len(values[row]) if threshold is None else sum(value >= threshold for value in values[row])
                 names = [self.labels[label] for label in ids[row][:count]]
@@ -170,13 +196,16 @@ class ZeroShotClassifier:
             of_labels = self.clip.probabilities(cosines)
             none = (1 - of_labels).prod(dim=-1, keepdim=True)
             return torch.cat([of_labels, none], dim=-1) if with_none else of_labels
-        if with_none:
-            cosines = torch.cat([cosines, image_embeds @ self._null_embeds.T], dim=-1)
-        of_all = (self.clip.scale.cpu().float() * cosines).softmax(dim=-1)
-        if not with_none:
-            return of_all
-        count = len(self.labels)
-        return torch.cat([of_all[:, :count], of_all[:, count:].sum(dim=-1, keepdim=True)], dim=-1)
+        labels, null = self.logits(image_embeds) if with_none else (self._scale * cosines, None)
+        return labels.softmax(dim=-1) if null is None else self.calibration.probabilities(labels, null)
+
+    def logits(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines times the CLIP's scale: with the labels float32 [B, L], and with the null words [B, W]."""
+        return self._scale * (image_embeds @ self.label_embeds.T), self._scale * (image_embeds @ self._null_embeds.T)
+
+    @property
+    def _scale(self) -> Tensor:
+        return self.clip.scale.detach().cpu().float()
 
     @cached_property
     def _null_embeds(self) -> Tensor:

@@ -126,7 +126,10 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
 def _read_siglip(published: dict[str, Tensor], source: Path, given: dict[str, Any]) -> Published:
     folder = source if source.is_dir() else source.parent
     if given:
-        raise ValueError(f"{next(iter(given))} must not be given: the config.json of a SigLIP records it")
+        raise ValueError(f"{next(iter(given))} must not be given: the config file of a SigLIP records it")
+    if siglip.is_open_clip(published):
+        config = read_json(folder / "open_clip_config.json")
+        return siglip.read_open_clip(published, config.get("model_cfg") or {}, config.get("preprocess_cfg") or {})
     return siglip.read(published, read_json(folder / "config.json"), normalization(folder))
 
 

@@ -22,7 +22,7 @@ _UNSUPPORTED = (
     (r"blocks\.group_\d+\.group\..+", "FLAVA's copy of OpenAI's encoder, which has no decoder"),
     (r"(first_stage_model|model\.diffusion_model)\..+", "a latent diffusion model"),
     (r"(encoder|decoder)\.(down|up)_blocks?\..+", "an autoencoder in the layout of diffusers or transformers"),
-    (r"visual\.trunk\..+", "a SigLIP or another CLIP of open_clip whose image tower is of timm"),
+    (r"visual\.trunk\..+", "a CLIP of open_clip whose image tower is of timm and no SigLIP's"),
     (r"bert\..+", "a Chinese-CLIP"),
     (
         r"text\.transformer\.(?!embeddings\.|encoder\.layer\.|pooler\.).+",

@@ -19,6 +19,7 @@ from dalle.checkpoints.published.language_models import family_of
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
+from dalle.checkpoints.tensors import stored_tensors
 from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
@@ -189,6 +190,10 @@ def _describe_model_folder(folder: Path) -> str:
     lines = _architecture(config, without_weights(config))
     lines["components"] = ", ".join(content.get("parts") or {}) or "none"
     lines["license"] = "see its README.md" if (folder / "README.md").is_file() else "not stated"
+    try:
+        stored_tensors(folder / model_folder.WEIGHTS)  # its header only; whether the file is whole
+    except ValueError as error:
+        lines["damage"] = str(error)
     return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_format(lines)}"
 
 

@@ -28,7 +28,8 @@ _CLIP_MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_
 _YTTM = "bpe.model"
 _SIGLIP = {"spiece.model": 1, "tokenizer.model": 2}  # file name -> version of SigLIP
 _XLM_ROBERTA = "sentencepiece.bpe.model"
-_INNER = "tokenizer"  # minDALL-E's folder of its text tokenizer
+_INNER = "tokenizer"  # folder of the text tokenizer, of minDALL-E and of diffusers' pipelines
+_PIPELINE = "model_index.json"  # in a folder of diffusers with several models
 _MOST_BYTES = 1 << 26  # largest text tokenizer file; weights are larger
 _CHAR = (("bpe-16k-vocab.json", "bpe-16k-merges.txt"), ("vocab.json", "merges.txt"))
 
@@ -76,6 +77,10 @@ def clip_text_tokenizer(weights: Path, towers: str = "clip") -> TextTokenizer:
     found = find_text_tokenizer(weights)
     if found is not None:
         return found
+    # A pipeline of diffusers, such as Karlo, has its tokenizer in a folder beside that of the text tower
+    pipeline = (weights if weights.is_dir() else weights.parent).resolve().parent
+    if (pipeline / _PIPELINE).is_file() and (pipeline / _INNER).is_dir():
+        return read_text_tokenizer(pipeline / _INNER)
     if towers == "siglip":
         raise MissingTokenizer(
             f"{weights} has no text tokenizer beside it: put spiece.model (SigLIP) or tokenizer.model (SigLIP 2) of "

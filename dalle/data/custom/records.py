@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import codecs
 import functools
 import hashlib
@@ -22,7 +24,7 @@ from dalle.data.base import BadRecord
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
 
 ImageLike = str | Path | bytes | Image.Image
-"""An image as it may be given: the path or the bytes of a file, or one of Pillow's."""
+"""An image as it may be given: the path or the bytes of a file, a data: URL in base64, or one of Pillow's."""
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,14 @@ def as_record(image: ImageLike, name: str = "image") -> Record:
         buffer = io.BytesIO()
         whole.save(buffer, "PNG", compress_level=1)  # decoded again at once, so speed counts
         return Record(name, image=buffer.getvalue())
+    if isinstance(image, str) and image.startswith("data:"):
+        head, _, text = image.partition(",")
+        try:
+            if not head.endswith(";base64"):
+                raise ValueError
+            return Record(name, image=base64.b64decode(text, validate=True))
+        except (binascii.Error, ValueError):
+            return Record(name, fault="it is no data: URL in base64, such as data:image/png;base64,iVBORw0...")
     return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
 

@@ -15,16 +15,12 @@ from dalle.config.ranges import NonNegativeInt, PositiveInt
 from dalle.data.base import BadRecord, Order, Pair
 from dalle.data.custom.records import sample_caption
 from dalle.data.shuffle import WindowShuffle, permutation
-from dalle.data.token_shards.files import (
-    GROUP_ROWS,
+from dalle.data.token_shards.files import GROUP_ROWS, Group, ShardFile, ShardIndex, read_group, read_index
+from dalle.data.token_shards.provenance import (
+    EmbeddedImageProvenance,
     EmbeddingProvenance,
-    Group,
     Provenance,
-    ShardFile,
-    ShardIndex,
     TokenProvenance,
-    read_group,
-    read_index,
 )
 
 log = logging.getLogger(__name__)
@@ -36,7 +32,7 @@ SPLITS = ("train", "validation")
 class ShardsConfig:
     """Options of shards of both kinds."""
 
-    kind: Literal["tokens", "embeddings"]
+    kind: Literal["tokens", "embeddings", "embedded_images"]
     """What they hold in place of images."""
     path: Path
     """Folder with the shards."""
@@ -52,7 +48,12 @@ class ShardsConfig:
     @property
     def provenance(self) -> type[Provenance]:
         """What the index of such shards records."""
-        return TokenProvenance if self.kind == "tokens" else EmbeddingProvenance
+        kinds: dict[str, type[Provenance]] = {
+            "tokens": TokenProvenance,
+            "embeddings": EmbeddingProvenance,
+            "embedded_images": EmbeddedImageProvenance,
+        }
+        return kinds[self.kind]
 
     def _check_made_with(self, contents: str, maker: str, sha256: str, name: str) -> None:
         made_with = read_index(self.path, self.provenance).provenance.sha256
@@ -103,6 +104,34 @@ class EmbeddingShardsConfig(ShardsConfig):
         self._check_made_with("embeddings", "CLIP", sha256, name)
 
 
+@config
+class EmbeddedImageShardsConfig(ShardsConfig):
+    """Shards of embeddings and images, which `python -m dalle encode` makes for decoders; priors take them too."""
+
+    kind: Literal["embedded_images"] = "embedded_images"
+    """A CLIP's embeddings, and the images in a decoder's size."""
+
+    def check_clip(self, sha256: str, name: str, side: int | None = None) -> None:
+        """Check that these embeddings were made with the given CLIP, and the size of the images.
+
+        Args:
+            sha256: hash of the CLIP's folder.
+            name: what to call it in the error message.
+            side: height and width of the decoder's images in pixels; None: images are not used.
+
+        Raises:
+            ValueError: they were made with another one, images have another size, or there are no shards.
+        """
+        self._check_made_with("embeddings", "CLIP", sha256, name)
+        made = read_index(self.path, EmbeddedImageProvenance).provenance
+        assert isinstance(made, EmbeddedImageProvenance)
+        if side is not None and made.side != side:
+            raise ValueError(
+                f"the images in {self.path} have {made.side} pixels a side, and model.image_size is {side}: "
+                "encode them again with this recipe"
+            )
+
+
 class ShardsDataset:
     """One split of a folder of shards, with random access; fast if read in the order of `order`.
 
@@ -151,7 +180,7 @@ class ShardsDataset:
         return WindowShuffle(self.sizes, self.config.shuffle_buffer, seed, epoch)
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Row `index`: its codes, int64 [h, w], or its embedding, float32 [D]; and a caption.
+        """Row `index`: its codes, int64 [h, w], its embedding, float32 [D], or both image and embedding; and a caption.
 
         Raises:
             BadRecord: its row group is damaged.
@@ -163,7 +192,8 @@ class ShardsDataset:
             raise group
         captions = tuple(group.captions[row].as_py())
         caption = sample_caption(group.keys[row], captions, seed)[1] if self.split == "train" else captions[0]
-        return Pair(self.provenance.unpack(group.values[row]), caption, captions, group.keys[row])
+        image, embedding = self.provenance.unpack(group.values[row])
+        return Pair(image, caption, captions, group.keys[row], embedding)
 
     def captions(self) -> Iterator[str]:
         """Every caption of the split, once per view of its image."""

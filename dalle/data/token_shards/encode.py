@@ -24,7 +24,6 @@ from dalle.data.custom.config import CustomConfig
 from dalle.data.token_shards.dataset import SPLITS
 from dalle.data.token_shards.encoders import ImageEncoder
 from dalle.data.token_shards.files import (
-    Provenance,
     ShardFile,
     ShardIndex,
     existing_shard,
@@ -33,7 +32,8 @@ from dalle.data.token_shards.files import (
     write_shard,
 )
 from dalle.data.token_shards.jobs import IndexedSplit, ShardJob, StreamedSplit
-from dalle.files import remove_parts
+from dalle.data.token_shards.provenance import Provenance
+from dalle.files import FileLock, remove_parts
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,6 +41,7 @@ ShardsBySplit = dict[str, list[ShardFile]]  # by split
 # Options that do not affect the contents of shards. The path is one of them, as a folder may be moved between runs of a
 # job: what is in it is compared by the names of its records
 _NOT_CONTENT = ("path", "max_bad", "shuffle_buffer", "stream_validation")
+_LOCK = ".lock"
 _SIDES = (False, True)  # whether mirrored
 _BATCHES_AHEAD = 4  # batches of images to read ahead of the encoder
 
@@ -86,6 +87,7 @@ class Encoding:
     def __init__(self, config: DataConfig, encoder: ImageEncoder, folder: Path, options: EncodeOptions):
         self.encoder, self.folder, self.options = encoder, folder, options
         self.max_bad = config.max_bad
+        self._lock: FileLock | None = None  # of the process that began
         self.splits: dict[str, IndexedSplit | StreamedSplit] = {}
         for split in SPLITS:
             if isinstance(config, CustomConfig) and config.stream:
@@ -107,15 +109,20 @@ class Encoding:
         """Write the index without shards, or check that an interrupted job can be resumed.
 
         Raises:
-            ValueError: the folder holds something else, or was encoded with other options.
+            ValueError: the folder holds something else, was encoded with other options, or is being written by
+                another process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_parts(self.folder)
         kind = type(self.provenance)
         if (self.folder / kind.index).exists():
             _require_same(read_index(self.folder, kind).provenance, self.provenance, self.folder)
-        elif any(self.folder.iterdir()):
+        elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise ValueError(f"{self.folder} is not empty and holds no {kind.index}: choose an empty folder")
+        try:  # two of them would remove each other's unfinished shards
+            self._lock = FileLock(self.folder / _LOCK)
+        except BlockingIOError as error:
+            raise ValueError(f"{error} is encoding into {self.folder}: wait for it, or choose another folder") from None
+        remove_parts(self.folder)
         write_index(self.folder, ShardIndex(self.provenance, None))
 
     def run(self, rank: int, world: int, on_progress: Callable[[int, bool], None]) -> ShardsBySplit:
@@ -132,6 +139,13 @@ class Encoding:
         Raises:
             ValueError: more records are broken than `max_bad` allows, or the disk is full.
         """
+        try:
+            return self._run(rank, world, on_progress)
+        except BaseException:
+            self._unlock()  # so that another one can go on, also in this process
+            raise
+
+    def _run(self, rank: int, world: int, on_progress: Callable[[int, bool], None]) -> ShardsBySplit:
         bad = BadRecordCounter(self.max_bad)
         found: ShardsBySplit = {split: [] for split in self.splits}
         with ThreadPoolExecutor(self.options.workers) as pool:  # decoding releases the GIL, so threads are enough
@@ -173,7 +187,13 @@ class Encoding:
             raise ValueError(f"{self.folder} holds {others[0]}, which is not of this data set: delete it and run again")
         index = ShardIndex(self.provenance, shards)
         write_index(self.folder, index)
+        self._unlock()
         return index
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
 
     def _encode_shard(
         self,

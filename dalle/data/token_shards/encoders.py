@@ -1,4 +1,4 @@
-"""What images are encoded with: an image tokenizer, to codes; or a CLIP, to embeddings."""
+"""What images are encoded with: an image tokenizer, to codes; or a CLIP, to embeddings, perhaps beside the images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dalle.data.token_shards.files import EmbeddingProvenance, Provenance, TokenProvenance
+from dalle.data.token_shards.provenance import (
+    EmbeddedImageProvenance,
+    EmbeddingProvenance,
+    Provenance,
+    TokenProvenance,
+)
 from dalle.image_tokenizers import ImageTokenizer
+from dalle.images.transforms import resize_batch
 
 
 @dataclass(frozen=True)
@@ -46,3 +52,26 @@ def embedding_encoder(
         device: where it runs.
     """
     return ImageEncoder(image_size, device, encode, partial(EmbeddingProvenance, clip=sha256, embed_dim=embed_dim))
+
+
+def embedded_image_encoder(
+    encode: Callable[[Tensor], Tensor], sha256: str, clip_size: int, embed_dim: int, side: int, device: torch.device
+) -> ImageEncoder:
+    """Encoder to embeddings of a CLIP, before normalization, and images in the size of a decoder.
+
+    Args:
+        encode: maps float32 [B, 3, S, S] in [0, 1] to float32 [B, D].
+        sha256: hash of the CLIP's folder.
+        clip_size: height and width S of its images in pixels.
+        embed_dim: dimensions D.
+        side: height and width of the decoder's images in pixels.
+        device: where it runs.
+    """
+
+    def both(images: Tensor) -> Tensor:
+        embeds = encode(resize_batch(images, clip_size)).float().contiguous()
+        small = (resize_batch(images, side).clamp(0, 1) * 255).round().byte()
+        return torch.cat((embeds.view(torch.uint8), small.flatten(1)), dim=1)
+
+    made = partial(EmbeddedImageProvenance, clip=sha256, embed_dim=embed_dim, side=side)
+    return ImageEncoder(max(clip_size, side), device, both, made)

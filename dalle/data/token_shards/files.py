@@ -1,155 +1,27 @@
 """The on-disk format of shards: Parquet files of captions and encoded images, and tokens.json, which lists them.
 
 A row is one view of an image: `key` (string), `view` (int), `mirrored` (bool), `captions` (list of strings), and
-`codes` (list of integers, row by row) or `embedding` (list of floats). Embedding shards have embeddings.json.
+`codes` (list of integers, row by row), `embedding` (list of floats), or `embedding_and_image` (bytes of both).
+Embedding shards have embeddings.json, those with images embedded_images.json.
 """
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
+from dalle.data.token_shards.provenance import Provenance
 from dalle.files import atomic_file
 
 GROUP_ROWS = 1024  # rows of a Parquet row group, the unit of reading
 _FORMAT = 1
-_UINT16 = 2**16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance(ABC):
-    """Everything that determines the contents of shards. Encoding resumes only if all of it is the same.
-
-    Attributes:
-        data: options of the encoded data set.
-        records: hash of the data set's record names.
-        seed: random seed of the views.
-        views: views per training image; validation images have one.
-        mirror: whether a mirrored copy of each view is included.
-        shard_images: images per shard.
-    """
-
-    index: ClassVar[str]
-    """File name of the index."""
-    column: ClassVar[str]
-    """Column of the encoded images."""
-    encoder: ClassVar[str]
-    """Field with the sha256 of what encoded them, which each shard repeats in its metadata."""
-
-    data: dict[str, Any]
-    records: str
-    seed: int
-    views: int
-    mirror: bool
-    shard_images: int
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the folder of the model that encoded the images."""
-        return str(getattr(self, self.encoder))
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Numbers per image."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> type[np.generic]:
-        """Type of the stored numbers."""
-
-    @abstractmethod
-    def damage(self, values: np.ndarray) -> str | None:
-        """What is wrong with stored numbers [N], if anything."""
-
-    @abstractmethod
-    def unpack(self, row: np.ndarray) -> np.ndarray:
-        """A stored row [width] as data sets give it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenProvenance(Provenance):
-    """Of token shards: image codes of an image tokenizer.
-
-    Attributes:
-        image_tokenizer: sha256 of the image tokenizer's folder.
-        codebook_size: size of its codebook.
-        grid: rows and columns of codes.
-    """
-
-    index: ClassVar[str] = "tokens.json"
-    column: ClassVar[str] = "codes"
-    encoder: ClassVar[str] = "image_tokenizer"
-
-    image_tokenizer: str
-    codebook_size: int
-    grid: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON has lists only
-
-    @property
-    def width(self) -> int:
-        """Number of codes of an image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """The smaller integer type that holds all codes."""
-        # uint16 is enough for almost every tokenizer, and groups in memory take half the space
-        return np.uint16 if self.codebook_size <= _UINT16 else np.int32
-
-    def damage(self, values: np.ndarray) -> str | None:
-        """Codes outside the codebook."""
-        low, high = int(values.min(initial=0)), int(values.max(initial=0))  # 0 for an empty group
-        return f"codes from {low} to {high}" if low < 0 or high >= self.codebook_size else None
-
-    def unpack(self, row: np.ndarray) -> np.ndarray:
-        """Codes as int64 [h, w]."""
-        return row.astype(np.int64).reshape(self.grid)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingProvenance(Provenance):
-    """Of embedding shards: a CLIP's image embeddings before normalization.
-
-    Attributes:
-        clip: sha256 of the CLIP's folder.
-        embed_dim: dimensions of its embeddings.
-    """
-
-    index: ClassVar[str] = "embeddings.json"
-    column: ClassVar[str] = "embedding"
-    encoder: ClassVar[str] = "clip"
-
-    clip: str
-    embed_dim: int
-
-    @property
-    def width(self) -> int:
-        """Dimensions of an embedding."""
-        return self.embed_dim
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """As the CLIP gives them: half the precision would change the training, and captions take as much space."""
-        return np.float32
-
-    def damage(self, values: np.ndarray) -> str | None:
-        """Numbers that are not finite."""
-        return None if np.isfinite(values).all() else "numbers that are not finite"
-
-    def unpack(self, row: np.ndarray) -> np.ndarray:
-        """The embedding, float32 [D]."""
-        return row.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ Attention = struct(
     **dict.fromkeys(("q_norm", "k_norm"), Norm),
     **dict.fromkeys(("cos", "sin", "mask"), pointer),
     **dict.fromkeys(("mask_batch", "mask_token"), number),
-    **dict.fromkeys(("keys", "values", "qkv", "mixed"), pointer),
+    **dict.fromkeys(("keys", "values", "qkv", "mixed", "slots", "positions"), pointer),
+    rope_batch=number,
 )
 
 
@@ -72,9 +73,9 @@ class Addresses(list[Tensor]):
         rotate_values: bool,
     ) -> ctypes.Structure:
         """`struct Attention` of one layer over a cache; the rest is set for each call."""
-        _, batch, kv_heads, room, width = cache.keys.shape
+        _, _, kv_heads, room, width = cache.keys.shape
         return Attention(
-            batch=batch, heads=heads, kv_heads=kv_heads, head_width=width, room=room, rotate_values=rotate_values,
+            heads=heads, kv_heads=kv_heads, head_width=width, room=room, rotate_values=rotate_values,
             q_norm=self.norm(q_norm), k_norm=self.norm(k_norm),
             # One weight for all heads, or one per head
             norm_stride=width if q_norm is not None and q_norm.weight.ndim > 1 else 0,
@@ -103,7 +104,7 @@ class CachedAttention:
         """Queries, keys and values [B, T, (H + 2 G) D] to [B, T, H D]; appends the keys and values to the cache."""
         qkv = qkv.contiguous()
         mixed = qkv.new_empty(*qkv.shape[:2], self.attention.heads * self.attention.head_width)
-        alive = set_tokens(self.attention, qkv.shape[1], mask, to_float32(rope), cache.position)
+        alive = set_tokens(self.attention, qkv.shape[1], mask, to_float32(rope), cache)
         self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
         work = 2 * mixed.numel() * (cache.position + 1)  # scores, and the sum of the values
         self.function(ctypes.byref(self.attention), bindings.threads(work))
@@ -157,8 +158,7 @@ def norm_weights(norm: nn.Module | None) -> NormWeights | None:
 
 def has_room(cache: KVCache, batch: int, tokens: int) -> bool:
     """Whether the cache has this many rows, and room for the tokens; if not, the plain version raises the error."""
-    _, rows, _, room, _ = cache.keys.shape
-    return batch == rows and 0 <= cache.position <= room - tokens
+    return batch == cache.batch and 0 <= cache.position <= cache.keys.shape[3] - tokens
 
 
 def readable(cache: KVCache) -> bool:
@@ -185,27 +185,31 @@ def to_float32(rope: Rope | None) -> Rope | None:
 
 
 def set_tokens(
-    attention: ctypes.Structure, tokens: int, mask: LayerMask, rope: Rope | None, position: int
+    attention: ctypes.Structure, tokens: int, mask: LayerMask, rope: Rope | None, cache: KVCache
 ) -> tuple[object, ...]:
     """Set the new tokens' positions and mask; returns the tensors that must stay alive during the call.
 
     Raises:
         ValueError: mask or rope have another number of tokens.
     """
-    attention.tokens, attention.position = tokens, position
+    attention.batch, attention.tokens, attention.position = cache.batch, tokens, cache.position
+    places = cache.places
+    attention.slots, attention.positions = (None, None) if places is None else (one.data_ptr() for one in places)
+    half = attention.head_width // 2
+    attention.rope_batch = 0 if places is None else tokens * half
     if rope is not None:
-        wanted = (tokens, attention.head_width // 2)
+        wanted = (tokens, half) if places is None else (cache.batch, 1, tokens, half)
         if not rope[0].shape == rope[1].shape == wanted:
             raise ValueError(f"rope is {[list(table.shape) for table in rope]}; expected {list(wanted)} each")
         attention.cos, attention.sin = rope[0].data_ptr(), rope[1].data_ptr()
     attention.mask, mask = None, mask.dense if isinstance(mask, SparseMask) else mask
     if isinstance(mask, Tensor):
-        _check_mask(mask, attention.batch, tokens, position + tokens)
+        _check_mask(mask, attention.batch, tokens, cache.position + tokens)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
         # One mask for the whole batch is read again for each sequence: stride 0
-        attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
-    return mask, rope
+        attention.mask_batch = mask.stride(0) if mask.ndim == 4 and mask.shape[0] > 1 else 0
+    return mask, rope, places
 
 
 def _check_mask(mask: Tensor, batch: int, tokens: int, keys: int) -> None:

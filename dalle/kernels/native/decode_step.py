@@ -139,7 +139,7 @@ class Step:
         """Run a few tokens per sequence [B, T, C] through all blocks; appends their keys and values to the cache."""
         rope = to_float32(rope)
         alive = [
-            set_tokens(layer.attention, x.shape[1], mask, rope, cache.position)
+            set_tokens(layer.attention, x.shape[1], mask, rope, cache)
             for layer, mask in zip(self.layers, masks, strict=True)
         ]
         self.buffers["x"].copy_(x.flatten(0, 1))

@@ -161,6 +161,22 @@ class EmbeddingDecoder:
         """
         return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), iterations)
 
+    @torch.no_grad()
+    def reconstruct(self, z: Tensor, noise: Tensor, steps: int = 50) -> Tensor:
+        """Images of bipartite latents by DDIM without guidance, in the decoder's size: the inverse of `invert`.
+
+        Args:
+            z: embeddings [B, D].
+            noise: x_T [B, 3, h, h], of `invert`.
+            steps: of DDIM, as many as of the inversion.
+
+        Returns:
+            float32 [B, 3, h, h] in [0, 1]; of a decoder of latents the decoded image.
+        """
+        options = replace(INVERSION, steps=steps)
+        small = sample_from(noise, self._unguided_denoiser(z), make_schedule(self.decoder.config.schedule), options)
+        return to_unit(small if self.autoencoder is None else self.autoencoder.decode(small))
+
     def _latents(self, item: Image.Image | str, seed: int, options: SamplerConfig) -> tuple[Tensor, Tensor]:
         """The bipartite latents of an image or a text (section 3): z [1, D] and x_T [1, 3, h, h]."""
         if isinstance(item, str):
@@ -181,6 +197,7 @@ class EmbeddingDecoder:
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
             small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
+            small = _finite(small, "decoder")
             large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)  # [b, 3, H, H]
             images += to_images(to_unit(large))
         return images
@@ -325,6 +342,17 @@ class EmbeddingDecoder:
             source = noise_of_stage(noise, stage, (len(seeds), *shape))
         schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
         if inpainting is None:
-            return sample(denoise, schedule, options.sampler, source, progress)
+            return _finite(sample(denoise, schedule, options.sampler, source, progress), stage)
         known = Known(self._encode(inpainting.image[None], shape[-1]), inpainting.mask_at(shape[-1]))
-        return inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)
+        painted = inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)
+        return _finite(painted, stage)
+
+
+def _finite(images: Tensor, stage: str) -> Tensor:
+    """Refuse images that a file would show as black."""
+    if not images.isfinite().all():
+        raise ValueError(
+            f"the {stage}'s images are nan or infinite: take float32 in place of 16 bits, a lower guidance, or an "
+            "earlier checkpoint of its training"
+        )
+    return images

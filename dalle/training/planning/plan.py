@@ -192,9 +192,10 @@ def report(found: Plan, recipe: DALLERecipe) -> str:
     lines = [
         f"{size.parameters:,} parameters; {size.tokens:,} tokens an image ({config.prefix_length:,} of text); "
         f"{operations(size, False) / 1e12:.3g} TFLOP to train on one",
-        f"{cluster.devices} x {_bytes(cluster.memory)}, {_bytes(cluster.usable)} usable; batch {run.batch_size:,}, "
+        f"{cluster.devices} x {format_bytes(cluster.memory)}, {format_bytes(cluster.usable)} usable; "
+        f"batch {run.batch_size:,}, "
         f"{_precision(recipe)}, weights and optimizer fp32" + ("" if recipe.optim.ema is None else ", with EMA"),
-        f"sampling: the KV cache of one image takes {_bytes(cache_bytes(size))} in 16 bits",
+        f"sampling: the KV cache of one image takes {format_bytes(cache_bytes(size))} in 16 bits",
         "",
         *_table(found),
         "",
@@ -216,7 +217,7 @@ def _table(found: Plan) -> Iterator[str]:
     for choice in found.choices:
         setup = choice.setup
         name = setup.layout + (", checkpointing" if setup.checkpointing else "")
-        values = "".join(f"{_bytes(getattr(choice.memory, column)):>12}" for column in _COLUMNS)
+        values = "".join(f"{format_bytes(getattr(choice.memory, column)):>12}" for column in _COLUMNS)
         mark = "fits" if fits(choice, found.cluster) else "does not fit"
         yield f"  {name:<22}{f'{setup.images} x {setup.accumulation}':>10}{values}  {mark}"
 
@@ -230,21 +231,21 @@ def _advice(found: Plan, recipe: DALLERecipe) -> list[str]:
         f"Best: {_label(best)}, micro-batches of {best.setup.images} images: {_recipe_options(best)}",
         f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {cluster.utilization:.0%} of "
         f"{cluster.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s a step; {run.steps:,} steps "
-        f"({images:,} images) in {_time(run.steps * best.seconds)}",
+        f"({images:,} images) in {format_time(run.steps * best.seconds)}",
     ]
 
 
 def _what_would_fit(found: Plan) -> str:
     cluster = found.cluster
     least = min(found.choices, key=lambda choice: choice.memory.peak)
-    ways = [f"devices of {_bytes(least.memory.peak / (1 - cluster.spare))} or more"]
+    ways = [f"devices of {format_bytes(least.memory.peak / (1 - cluster.spare))} or more"]
     if found.devices_needed is not None:
         ways.append(f"{found.devices_needed} devices (--gpus)")
     # Shown only if it alone would do
     if least.memory.average and least.memory.peak - least.memory.average <= cluster.usable:
         ways.append("no EMA (optim.ema=null)")
     return (
-        f"Nothing fits: {_label(least)} takes least, {_bytes(least.memory.peak)}, with micro-batches of "
+        f"Nothing fits: {_label(least)} takes least, {format_bytes(least.memory.peak)}, with micro-batches of "
         f"{least.setup.images}. It would fit with {', or '.join(ways)}; or use a smaller model."
     )
 
@@ -261,14 +262,16 @@ def _recipe_options(choice: Option) -> str:
     return f"{sharding}run.accumulation={setup.accumulation} {checkpointing}"
 
 
-def _time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """Seconds in a unit that suits them."""
     for unit, of in (("days", 86_400), ("hours", 3600)):
         if seconds >= of:
             return f"{seconds / of:.3g} {unit}"
     return f"{seconds / 60:.3g} minutes"
 
 
-def _bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
+    """Bytes in a unit that suits them."""
     for unit, of in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= of:
             return f"{count / of:.3g} {unit}"

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from dalle.config import config
 from dalle.config.ranges import PositiveFloat, Probability, Range, Weight
-from dalle.data import DataConfig, EmbeddingDataConfig
+from dalle.data import EmbeddedImageDataConfig, EmbeddingDataConfig
+from dalle.data.token_shards.dataset import ShardsConfig
 from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.autoregressive_prior import AutoregressivePriorConfig
@@ -60,7 +61,7 @@ class DiffusionRecipe:
 
     stage: Literal["diffusion"]
     model: DecoderConfig | UpsamplerConfig
-    data: DataConfig
+    data: EmbeddedImageDataConfig
     optim: OptimConfig
     run: RunConfig
     clip: str | None = None
@@ -117,6 +118,8 @@ class DiffusionRecipe:
             )
 
     def _check_upsampler(self, model: UpsamplerConfig) -> None:
+        if isinstance(self.data, ShardsConfig):
+            raise ValueError(f"data.kind is {self.data.kind}: an upsampler is trained on images of its own size")
         if self.clip is not None:
             raise ValueError(f"clip is {self.clip}: an upsampler reads no embeddings, leave it out")
         if self.sampling.guidance != 1:

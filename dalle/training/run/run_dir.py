@@ -21,12 +21,45 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed, to_dict
 from dalle.data import AnyDataConfig, location
-from dalle.files import FileLock, remove_scratch, write_text
+from dalle.files import FileLock, check_folder, remove_scratch, write_text
 from dalle.training.checkpoint.folders import folders
 from dalle.training.recipe import LoopRecipe
 
 LOCK = ".lock"
+# What a run writes to its folder; its config.yaml may have been put there to train from
+_OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
+
+
+def check_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> None:
+    """Check, before anything is loaded, that a run can be trained in its folder, which is not made yet.
+
+    Every process must call it; the main one looks.
+
+    Raises:
+        ValueError: (in all processes) as `open_run_dir`; or the folder cannot be written, or holds files of something
+            else under the names of a run's.
+    """
+    refusal = None
+    if accelerator.is_main_process:
+        try:
+            check_folder(recipe.run.dir, "run.dir=FOLDER")
+            if not _resumes(recipe):
+                _check_names(recipe.run.dir)
+        except (ValueError, OSError) as error:
+            refusal = str(error)
+    (refusal,) = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise ValueError(refusal)
+
+
+def _check_names(run: Path) -> None:
+    """Refuse a folder in which a new run would overwrite what is of something else: its `model` would be replaced."""
+    if (run / "origin.yaml").exists():  # a run that ended before its first checkpoint
+        return
+    taken = next((run / name for name in _OWN_NAMES if (run / name).exists()), None)
+    if taken is not None:
+        raise ValueError(f"{taken} is there already and of no run: choose another run.dir=FOLDER")
 
 
 def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:

@@ -21,6 +21,7 @@ from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_clip
 from dalle.config import to_dict
 from dalle.data.batch import Batch
+from dalle.data.token_shards.dataset import EmbeddedImageShardsConfig
 from dalle.device import to_device
 from dalle.evaluation.metrics import psnr
 from dalle.generation.decoder import (
@@ -123,13 +124,13 @@ class DiffusionTask(Task):
             targets = target(self.model.config.predicts, self.schedule, images, noise, steps)
             errors += (output - targets).square().flatten(1).mean(1).unbind()
             if not first:
-                metrics = self._sample_and_compare(model, _first(batch, _SAMPLED))[1]
+                metrics = self._sample_and_compare(model, batch.part(slice(_SAMPLED)))[1]
         return {"mse": torch.stack(errors).mean().item()} | metrics
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
         """Sample the first validation images, with the same seeds each time."""
-        columns, metrics = self._sample_and_compare(model, _first(batch, _SAMPLED))
+        columns, metrics = self._sample_and_compare(model, batch.part(slice(_SAMPLED)))
         return Samples(image_grid(columns), metrics)
 
     def _sample(self, denoise: Denoiser, count: int) -> Tensor:
@@ -151,6 +152,8 @@ class DecoderTask(DiffusionTask):
         assert isinstance(recipe.model, DecoderConfig) and recipe.clip is not None
         self.clip = load_clip(recipe.clip, device).requires_grad_(False)
         check_clip(recipe.model, self.clip, recipe.clip)
+        if isinstance(recipe.data, EmbeddedImageShardsConfig):
+            recipe.data.check_clip(model_folder.folder_hash(resolve(recipe.clip)), recipe.clip, recipe.model.image_size)
         super().__init__(recipe, DiffusionDecoder(recipe.model), device)
         self.image_size = max(self.clip.config.image_size, recipe.model.image_size)  # enough pixels for both
         if recipe.init_from is None:  # else its weights know the statistics they were trained with
@@ -174,7 +177,7 @@ class DecoderTask(DiffusionTask):
     @torch.no_grad()
     def _condition(self, batch: Batch, bpe_dropout: float = 0.0) -> tuple[Tensor, tuple[Any, ...]]:
         images = batch.unit_images(self.device)
-        embeds = self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
+        embeds = self._embeds(batch, images)
         text = self._text(batch.captions, bpe_dropout, batch.seeds)
         return from_unit(resize_batch(images, self.model.config.image_size)), (self.model.standardize(embeds), text)
 
@@ -187,9 +190,8 @@ class DecoderTask(DiffusionTask):
     def _sample_and_compare(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
         """Decode the images' own embeddings; the metric is the cosine of these with the sampled images' embeddings."""
         assert isinstance(model, DiffusionDecoder)
-        count = len(batch.captions)
-        large = resize_batch(batch.unit_images(self.device), self.clip.config.image_size)
-        embeds = self.clip.encode_image(large, normalize=False)
+        count, images = len(batch.captions), batch.unit_images(self.device)
+        embeds = self._embeds(batch, images)
         empty = repeated(self._text([""]), count)
         options = self.recipe.sampling
         text = self._text(batch.captions)
@@ -198,7 +200,13 @@ class DecoderTask(DiffusionTask):
         sampled_embeds = self.clip.encode_image(resize_batch(sampled, self.clip.config.image_size), normalize=False)
         # All embeddings share a large mean, which would hide differences
         cosine = F.cosine_similarity(embeds - model.image_mean, sampled_embeds - model.image_mean, dim=-1).mean().item()
-        return [resize_batch(large, model.config.image_size), sampled], {"centered_cos": cosine}
+        return [resize_batch(images, model.config.image_size), sampled], {"centered_cos": cosine}
+
+    def _embeds(self, batch: Batch, images: Tensor) -> Tensor:
+        """The raw embeddings [B, D] of a batch whose images [B, 3, H, H] are in [0, 1]."""
+        if batch.embeds is not None:  # from shards
+            return to_device(self.device, batch.embeds)
+        return self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
 
     def export(self, folder: Path, weights: Tensors) -> None:
         """Write a model folder with the CLIP in it."""
@@ -268,7 +276,3 @@ def crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return torch.stack(
         [image[:, y : y + side, x : x + side] for image, y, x in zip(images, rows, columns, strict=True)]
     )
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return Batch(batch.images[:count], batch.captions[:count], batch.seeds[:count], [])

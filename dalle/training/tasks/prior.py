@@ -19,7 +19,7 @@ from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_clip
 from dalle.config import to_dict
 from dalle.data.batch import Batch
-from dalle.data.token_shards.dataset import EmbeddingShardsConfig
+from dalle.data.token_shards.dataset import EmbeddedImageShardsConfig, EmbeddingShardsConfig
 from dalle.device import to_device
 from dalle.evaluation.priors import prior_metrics
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
@@ -57,7 +57,7 @@ class PriorTask(Task):
         self.recipe, self.device = recipe, device
         self.clip = load_clip(recipe.clip, device).requires_grad_(False)
         check_clip(recipe.model, self.clip, recipe.clip)
-        if isinstance(recipe.data, EmbeddingShardsConfig):
+        if isinstance(recipe.data, (EmbeddingShardsConfig, EmbeddedImageShardsConfig)):
             recipe.data.check_clip(model_folder.folder_hash(resolve(recipe.clip)), recipe.clip)
         # A new prior needs data before it is built: how many components it predicts depends on it (section 2.2)
         self.model = self._fitted() if recipe.init_from is None else self._initial()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dalle.checkpoints import model_folder
 from dalle.config import to_dict
 from dalle.data import open_training
-from dalle.files import atomic_folder
+from dalle.files import atomic_folder, check_folder
 from dalle.text_tokenizers import SentencePieceTokenizer
 from dalle.training.recipe import TextTokenizerRecipe
 
@@ -26,6 +26,7 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
     target = recipe.dir / "model"
     if target.exists():
         raise ValueError(f"{target} exists already: choose another dir=FOLDER")
+    check_folder(recipe.dir, "dir=FOLDER")
     captions = islice(_captions(recipe), recipe.max_captions)
     tokenizer = SentencePieceTokenizer.train(recipe.model, tqdm(captions, unit=" captions", disable=None))
     target.parent.mkdir(parents=True, exist_ok=True)

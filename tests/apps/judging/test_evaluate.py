@@ -163,7 +163,7 @@ def test_eval_command_judges_generated_images(
         rows["n = 1"]["concept_top5"], abs=1e-4
     )
     assert main([*command, "--draw", "1"]) == 2
-    assert "count is 1: at least 2" in capsys.readouterr().err
+    assert "draw is 1: at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.slow

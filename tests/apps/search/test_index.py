@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import shutil
@@ -202,6 +203,18 @@ def test_export_holds_every_vector(index: ImageIndex, tmp_path: Path) -> None:
     assert {row["path"] for row in rows} == {hit.path for hit in index.search("a", top=31)}
 
 
+def test_vector_and_data_url_are_queries(index: ImageIndex, photos: Path) -> None:
+    direction = index.query("a red heart")
+    wanted = [(hit.path, pytest.approx(hit.score, abs=1e-5)) for hit in index.search("a red heart")]
+    for vector in (direction, (7 * direction).tolist()):
+        assert [(hit.path, hit.score) for hit in index.search(vector=vector)] == wanted
+    sums = index.search(["a red heart", "लाल दिल"], top=3)
+    assert [hit.path for hit in index.search("लाल दिल", vector=direction, top=3)] == [hit.path for hit in sums]
+    file = photos / "copy.png"
+    url = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    assert index.search(image=url, top=5) == index.search(image=file, top=5)
+
+
 def test_wrong_queries_are_refused(index: ImageIndex) -> None:
     for arguments, message in (
         ({}, "no query"),
@@ -210,6 +223,13 @@ def test_wrong_queries_are_refused(index: ImageIndex) -> None:
         ({"text": "a", "top": 0}, "top is 0"),
         ({"image": b"GIF89a"}, "image 1: "),
         ({"image": "nowhere.png"}, "nowhere.png: its file cannot be read"),
+        ({"image": "data:image/png,abc"}, "image 1: it is no data: URL in base64"),
+        ({"image": "data:image/png;base64,a!"}, "image 1: it is no data: URL in base64"),
+        ({"vector": [1.0, 2.0]}, "the vector has 2 numbers, those of the index"),
+        ({"vector": [0.0]}, "no list of finite numbers"),
+        ({"vector": [math.nan]}, "no list of finite numbers"),
+        ({"vector": [[1.0]]}, "no list of finite numbers"),
+        ({"vector": ["a"]}, "no list of finite numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             index.search(**arguments)

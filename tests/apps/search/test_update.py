@@ -227,6 +227,11 @@ def test_failed_update_leaves_the_index_unchanged(tiny_clip: CLIP, photos: Path,
     assert contents(ImageIndex(tmp_path / "index")) == contents(index)
     with pytest.raises(ValueError, match="say which images"):
         ImageIndex.build(tmp_path / "new", clip=tiny_clip)
+    for name in (".lock", "metrics.jsonl"):  # the folder of a run, which has a lock too
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("")
+    with pytest.raises(ValueError, match="run holds other things than an index"):
+        ImageIndex.build(tmp_path / "run", tmp_path / "elsewhere", clip=tiny_clip)
     with pytest.raises(ValueError, match="holds other things than an index"):
         ImageIndex.build(tmp_path / "elsewhere", tmp_path / "elsewhere", clip=tiny_clip)
 

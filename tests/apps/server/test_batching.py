@@ -17,8 +17,13 @@ import httpx
 import pytest
 from PIL import Image
 
+from dalle.apps.server.queue import FairQueue, Job
+from dalle.apps.server.worker import Worker
+from dalle.generation.options import SamplingConfig
+from dalle.generation.rolling import RollingBatch
+from dalle.pipelines.request import Request
 from dalle.pipelines.text_to_image import TextToImage
-from support.server import Running, running
+from support.server import Pause, Running, running
 
 
 class Gate:
@@ -72,7 +77,12 @@ def alone(pipe: TextToImage, body: dict[str, Any]) -> list[bytes]:
     return found
 
 
-def test_batched_images_equal_images_generated_alone(tiny_model: Path, tiny_pipe: TextToImage) -> None:
+@pytest.mark.parametrize("rolls", [True, False])
+def test_batched_images_equal_images_generated_alone(
+    rolls: bool, tiny_model: Path, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not rolls:
+        monkeypatch.setattr(RollingBatch, "supports", lambda _model: False)
     with running(tiny_model, max_batch=8) as served, served.http() as http, ThreadPoolExecutor(8) as pool:
         with Gate(served):
             waiting = [pool.submit(http.post, "/v1/images/generations", json=body) for body in BODIES]
@@ -84,22 +94,53 @@ def test_batched_images_equal_images_generated_alone(tiny_model: Path, tiny_pipe
         assert "dalle_image_tokens_total 144" in text and "dalle_queue_images 0" in text
 
 
-def test_disconnected_clients_leave_the_batch(tiny_model: Path, tiny_pipe: TextToImage) -> None:
+def test_requests_join_a_running_batch_at_the_next_token(
+    tiny_model: Path, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others arrive when the first has seven tokens, one of them with half of its image given."""
+    pause = Pause(monkeypatch, 7)
+    file = io.BytesIO()
+    tiny_pipe("a red heart", seed=1)[0].images[0].save(file, "PNG")
+    form: dict[str, Any] = {"files": {"image": ("a.png", file.getvalue(), "image/png")}}
+    form["data"] = {"prompt": "two green stars", "seed": "9", "keep_rows": "0.5"}
+    with running(tiny_model) as served, served.http() as http, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(http.post, "/v1/images/generations", json=BODIES[0])
+        assert pause.reached.wait(60)
+        others = [pool.submit(http.post, "/v1/images/generations", json=body) for body in BODIES[1:]]
+        until(lambda: len(served.worker.queue) == 8)
+        late = pool.submit(http.post, "/v1/images/variations", **form)
+        until(lambda: len(served.worker._calls) == 1)  # its image is to be encoded
+        pause.go.set()
+        for body, answer in zip(BODIES, [first, *others]):
+            assert pixels(answer.result()) == alone(tiny_pipe, body)
+        (continued,) = tiny_pipe(
+            "two green stars", seed=9, keep_rows=0.5, image=Image.open(io.BytesIO(file.getvalue()))
+        )
+        assert pixels(late.result()) == [continued.images[0].tobytes()]
+    assert [8, *[1] * 8] in pause.seen
+
+
+@pytest.mark.parametrize("rolls", [True, False])
+def test_disconnected_clients_leave_the_batch(
+    rolls: bool, tiny_model: Path, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of a batch hang up in the middle of it; the third's image is not changed by that, and no work is left."""
     own = TextToImage.from_pretrained(tiny_model, device="cpu")
-    middle, go = threading.Event(), threading.Event()
-    draw = own.draw
+    pause = Pause(monkeypatch, 7)
+    if not rolls:  # as for a model whose images must all be at one position
+        monkeypatch.setattr(RollingBatch, "supports", lambda _model: False)
+        draw = own.draw
 
-    def slow(*args: Any, watch: Any, **options: Any) -> Any:
-        def watching(codes: Any, settled: int) -> None:
-            if settled == 7 and not middle.is_set():
-                middle.set()
-                assert go.wait(60)
-            watch(codes, settled)
+        def slow(*args: Any, watch: Any, **options: Any) -> Any:
+            def watching(codes: Any, settled: int) -> None:
+                if settled == 7 and not pause.reached.is_set():
+                    pause.reached.set()
+                    assert pause.go.wait(60)
+                watch(codes, settled)
 
-        return draw(*args, watch=watching, **options)
+            return draw(*args, watch=watching, **options)
 
-    own.draw = slow  # type: ignore[method-assign]
+        own.draw = slow  # type: ignore[method-assign]
     body = {"prompt": "two green stars", "seed": 11, "guidance": 2.0}
     with running(tiny_model, own) as served, served.http() as http, ThreadPoolExecutor(2) as pool:
         with Gate(served):
@@ -107,11 +148,11 @@ def test_disconnected_clients_leave_the_batch(tiny_model: Path, tiny_pipe: TextT
             until(lambda: len(served.worker.queue) == 1)
             gone = [_send(served, {"prompt": "a red heart", "stream": stream}) for stream in (False, True)]
             until(lambda: len(served.worker.queue) == 3)
-        assert middle.wait(60)
+        assert pause.reached.wait(60)
         for one in gone:
             one.close()
         until(lambda: sum(unit.job.cancelled for unit in served.worker._active) == 2)
-        go.set()
+        pause.go.set()
         assert pixels(staying.result()) == alone(tiny_pipe, body)
         until(lambda: not served.worker.busy)
         assert "dalle_cancelled_images_total 2" in http.get("/metrics").text
@@ -140,16 +181,28 @@ def test_full_queue_gives_429_and_a_timeout_504(tiny_model: Path) -> None:
         assert http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 
 
-def test_failing_request_does_not_fail_its_batch(tiny_model: Path, tiny_pipe: TextToImage) -> None:
+@pytest.mark.parametrize("where", ["joining", "finishing", "batch"])
+def test_failing_request_does_not_fail_its_batch(
+    where: str, tiny_model: Path, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it cannot join a rolling batch, breaks one at its end, or is in a batch of one position."""
     own = TextToImage.from_pretrained(tiny_model, device="cpu")
-    draw = own.draw
 
-    def failing(requests: Any, *args: Any, **options: Any) -> Any:
-        if any(request.prompt == "bad" for request in requests):
-            raise RuntimeError("secret detail")
-        return draw(requests, *args, **options)
+    def failing(method: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def fail(*args: Any, **options: Any) -> Any:
+            if any(request.prompt == "bad" for request in args[place]):
+                raise RuntimeError("secret detail")
+            return method(*args, **options)
 
-    own.draw = failing  # type: ignore[method-assign]
+        return fail
+
+    monkeypatch.setattr(own, "draw", failing(own.draw, 0))
+    if where == "joining":
+        monkeypatch.setattr(own, "candidates", failing(own.candidates, 0))
+    elif where == "finishing":
+        monkeypatch.setattr(own, "finish", failing(own.finish, 1))
+    else:
+        monkeypatch.setattr(RollingBatch, "supports", lambda _model: False)
     with running(tiny_model, own) as served, served.http() as http, ThreadPoolExecutor(3) as pool:
         with Gate(served):
             good = pool.submit(http.post, "/v1/images/generations", json=BODIES[0])
@@ -158,6 +211,25 @@ def test_failing_request_does_not_fail_its_batch(tiny_model: Path, tiny_pipe: Te
         assert pixels(good.result()) == alone(tiny_pipe, BODIES[0])
         assert bad.result().status_code == 500 and "secret" not in bad.result().text
         assert "Traceback" not in bad.result().text
+        until(lambda: not served.worker.busy)
+        assert not served.worker.queue.held
+
+
+def test_images_that_cannot_join_are_drawn_with_those_that_keep_as_much(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    worker, drawn = Worker(pipe, FairQueue(9, 9), 8), list[list[int]]()
+    for client, lead in (("a", 4), ("b", 0), ("c", 4)):
+        worker.submit(Job(Request("a", (1, 2), SamplingConfig()), client, lead, lambda event: None))
+
+    def refuse(_requests: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(pipe, "candidates", refuse)
+    monkeypatch.setattr(worker._batches, "draw", lambda units: drawn.append([unit.job.lead for unit in units]))
+    worker._draw_next()
+    assert drawn == [[4] * 4, [0] * 2]
 
 
 @pytest.fixture

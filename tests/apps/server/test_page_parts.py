@@ -20,8 +20,10 @@ from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
+from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 from support.browser import Opened, chromium, opened, pixels, violations
-from support.server import Running, running
+from support.published.language_models import byte_level
+from support.server import Pause, Running, running
 from support.tiny_model import GRID, IMAGE_SIZE
 from support.tiny_unclip import make_tiny_unclip
 
@@ -92,34 +94,19 @@ def kept_rows(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[torch.
     return found
 
 
-def test_stop_ends_generation_and_the_next_request_runs(
-    there: Opened, served: Running, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    middle, go, settled_at = threading.Event(), threading.Event(), []
-    original = tiny_pipe.draw
-
-    def slow(*args: Any, watch: Any, **options: Any) -> Any:
-        def watching(codes: Any, settled: int) -> None:
-            settled_at.append(settled)
-            if settled == 6 and not middle.is_set():
-                middle.set()
-                assert go.wait(120)
-            watch(codes, settled)
-
-        return original(*args, watch=watching, **options)
-
-    monkeypatch.setattr(tiny_pipe, "draw", slow)
-    page = there.page
+def test_stop_ends_generation_and_the_next_request_runs(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause, page = Pause(monkeypatch, 6), there.page
     page.fill("#prompt", "a red heart")
     page.click("#go")
     page.wait_for_selector("#grid .tile img")  # rows appear
-    assert middle.wait(120) and page.is_visible("#progress") and page.is_disabled("#go")
+    assert pause.reached.wait(120) and page.is_visible("#progress") and page.is_disabled("#go")
     page.click("#stop")
     page.wait_for_selector("#status:text-is('Stopped.')")
     assert page.is_hidden("#stop") and page.is_enabled("#go") and page.locator("#history li").count() == 0
-    go.set()
+    pause.go.set()
     draw(there, "a red heart")
-    assert settled_at.count(GRID[0] * GRID[1]) == 1  # of the second one: the first was broken off
+    last = GRID[0] * GRID[1] - 1
+    assert sum(last in seen for seen in pause.seen) == 1  # of the second one: the first was broken off
     there.check()
 
 
@@ -187,6 +174,41 @@ def test_history_reproduces_an_image_exactly(there: Opened, browser: Any, served
         assert torch.equal(pixels(other.file()), pixels(drawn))
         other.check()
     there.check()
+
+
+def test_negative_prompt_is_used_and_comes_back_from_the_file(browser: Any, tiny_model: Path) -> None:
+    words = byte_level(["<pad>"], 290).to_str().encode()
+    config = JSONTokenizerConfig(vocab_size=300, negative_template="{}")
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    pipe.text_tokenizer = JSONTokenizer(config, words)
+    wanted = [pipe("a fox", seed=7, guidance=3, negative=text)[0].images[0] for text in ("blurry", None)]
+    with running(tiny_model, pipe) as served, opened(browser, served.url) as one:
+        page = one.go()
+        draw(one, "a fox", guidance="3", negative="blurry")
+        page.locator("#grid .tile").first.click()
+        drawn = one.file()
+        page.click("#close")
+        draw(one, "a fox", guidance="3", negative="")
+        page.locator("#grid .tile").first.click()
+        for image, file in zip(wanted, (drawn, one.file()), strict=True):
+            assert image.tobytes() == Image.open(io.BytesIO(file)).convert("RGB").tobytes()
+        assert drawn != one.file()
+        page.click("#close")
+        page.set_input_files("#open", {"name": "mine.png", "mimeType": "image/png", "buffer": drawn})
+        page.wait_for_selector("#status:text-is('Its options are back.')")
+        assert page.input_value("#negative") == "blurry" and page.input_value("#guidance") == "3"
+        one.check()
+
+
+def test_negative_prompt_of_another_model_is_refused_and_can_be_cleared(there: Opened) -> None:
+    page = there.page
+    page.locator("#options").evaluate("element => { element.open = true; }")
+    assert page.is_visible("#temperature") and page.is_hidden("#negative")
+    page.evaluate("location.hash = new URLSearchParams({ prompt: 'a red heart', negative: 'blurry' })")
+    page.wait_for_selector("#message:has-text('takes no negative prompt')")
+    page.fill("#negative", "")
+    page.click("#go")
+    page.wait_for_selector("#history li")
 
 
 def test_search_and_classify_tabs_show_results(there: Opened) -> None:
@@ -327,7 +349,7 @@ def test_api_page_lists_and_tries_endpoints(browser: Any, served: Running) -> No
         box = page.locator("details", has=page.get_by_text("POST /v1/images/generations", exact=True))
         box.locator("summary").click()
         row = box.locator("tr", has=page.get_by_text("seed", exact=True))
-        assert "Of the first image" in row.inner_text() and "integer" in row.inner_text()
+        assert "Seed of the first image" in row.inner_text() and "integer, from 0 below 2^63" in row.inner_text()
         box.locator("button").click()
         box.locator("pre:has-text('b64_json')").wait_for()
         box.locator("textarea").fill('{"prompt": "a", "n": 0}')

@@ -52,6 +52,14 @@ def test_batches_have_one_prefix_length_and_no_job_starves() -> None:
     assert leads[-1] == {8}
 
 
+def test_mixed_images_are_of_any_prefix_length() -> None:
+    queue = FairQueue(100, 100)
+    queue.add(job("a", 2, lead=8))
+    queue.add(job("b", 1))
+    units = queue.take(9, mixed=True)
+    assert [(unit.job.client, unit.index) for unit in units] == [("a", 0), ("b", 0), ("a", 1)]
+
+
 def test_queue_is_limited_per_client_and_in_total() -> None:
     queue = FairQueue(5, 3)
     queue.add(job("a", 2))

@@ -106,7 +106,7 @@ def test_generation_goes_before_painting_and_neither_changes_the_other(
     take_step, drawn = Painter.take_step, threading.Event()
     pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     (alone,) = pipe("two green stars", seed=5, guidance=2.0)
-    draw = pipe.draw
+    candidates = pipe.candidates
     with running(tiny_model, pipe) as served, served.http() as http, ThreadPoolExecutor(1) as pool:
         waiting: list[Any] = []
 
@@ -121,10 +121,10 @@ def test_generation_goes_before_painting_and_neither_changes_the_other(
         def noted(*args: Any, **options: Any) -> Any:
             order.append("draw")
             drawn.set()
-            return draw(*args, **options)
+            return candidates(*args, **options)
 
         monkeypatch.setattr(Painter, "take_step", watched)
-        monkeypatch.setattr(pipe, "draw", noted)
+        monkeypatch.setattr(pipe, "candidates", noted)
         answer = http.post("/v1/paint", json=PAINTING)
         (other,) = waiting[0].result().json()["data"]
         text = http.get("/metrics").text

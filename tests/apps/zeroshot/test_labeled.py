@@ -65,12 +65,15 @@ def test_tables_with_class_names_or_numbers_are_read(tmp_path: Path) -> None:
         open_labeled_images(str(file), by="sort")
 
 
-def test_emoji_are_labeled_by_style_or_group() -> None:
+def test_emoji_are_labeled_by_style_group_or_name() -> None:
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
     assert set(pairs.groups) <= set(GROUPS)
     by_style, by_group = (open_labeled_images("emoji", by, "test_block") for by in ("style", "group"))
     assert by_style.classes == pairs.styles and by_group.classes == pairs.groups
     assert len(by_style.labels) == 7 and len(by_group.labels) == 8
+    by_name = open_labeled_images("emoji", "name", "test_block")
+    assert by_name.classes == [concept.names["en"] for concept in pairs.concepts]
+    assert set(by_name.labels) == set(by_name.classes) and all(words == (n,) for n, words in by_name.labels.items())
     with pytest.raises(ValueError, match="no classes by 'color'"):
         open_labeled_images("emoji", "color")
 

@@ -75,7 +75,7 @@ OTHERS = {
     "blocks.group_1.group.block_1.res_path.path.conv_1.weight": "FLAVA's copy",
     "first_stage_model.encoder.conv_in.weight": "a latent diffusion model",
     "encoder.down_blocks.0.resnets.0.norm1.weight": "an autoencoder in the layout of diffusers",
-    "visual.trunk.pos_embed": "a SigLIP or another CLIP of open_clip whose image tower is of timm",
+    "visual.trunk.pos_embed": "a CLIP of open_clip whose image tower is of timm and no SigLIP's",
     "bert.embeddings.LayerNorm.weight": "a Chinese-CLIP",
     "text.transformer.layers.0.weight": "a CLIP of open_clip with a text tower of its own",
     "text_model.roberta.embeddings.LayerNorm.weight": "an AltCLIP",

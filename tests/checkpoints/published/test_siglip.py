@@ -1,4 +1,4 @@
-"""SigLIPs in Hugging Face's layout give the embeddings, ids and probabilities of transformers, on random weights."""
+"""SigLIPs give the embeddings, ids and probabilities of transformers and of open_clip, on random weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dalle
@@ -19,6 +20,8 @@ from dalle.checkpoints.published.clip import read_clip
 from dalle.generation.rerank import best, score
 from dalle.models.clip import CLIP
 from dalle.text_tokenizers import SigLIPTokenizer
+from support.published import REFERENCES
+from support.published.references import siglip_open_clip
 
 transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 SIDE, PATCH, LENGTH, WIDTH, TEXT_WIDTH = 32, 8, 16, 32, 32
@@ -189,3 +192,88 @@ def test_published_shapes_fit_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp
         found.check(clip, "base")
         assert sum(p.numel() for p in clip.parameters()) == sum(p.numel() for p in whole.parameters())
         assert found.config.image_size == 256 and found.config.embed_dim == 768
+
+
+with safe_open(REFERENCES / "siglip_open_clip.safetensors", framework="pt") as _reference:
+    SHAPES: dict[str, dict[str, list[int]]] = json.loads(_reference.metadata()["shapes"])
+    EXPECTED = {name: _reference.get_tensor(name) for name in _reference.keys()}  # noqa: SIM118, not a dict
+
+
+def open_clip_folder(folder: Path, activation: str = "exact", **text: Any) -> Path:
+    """A folder as open_clip writes it, with weights drawn by their names."""
+    config = json.loads(json.dumps(siglip_open_clip.CONFIG))
+    if activation == "tanh":
+        config["text_cfg"]["act_kwargs"] = {"approximate": "tanh"}
+        config["vision_cfg"]["timm_model_name"] = "vit_so400m_patch16_siglip_256"
+    config["text_cfg"] |= text
+    pixels = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels}))
+    state = {name: siglip_open_clip.drawn(name, shape) for name, shape in SHAPES["small"].items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("activation", ["exact", "tanh"])
+def test_open_clip_siglip_equals_its_own_code(
+    activation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = open_clip_folder(tmp_path, activation)
+    clip = dalle.load_clip(folder)
+    kind = {"exact": "gelu", "tanh": "gelu_tanh"}[activation]
+    assert clip.config.vision.feed_forward == clip.config.text.feed_forward == kind
+    assert (clip.config.vision.heads, clip.config.text.heads, clip.config.mean) == (2, 4, (0.5,) * 3)
+    images, ids = siglip_open_clip.images() / 2 + 0.5, siglip_open_clip.ids()
+
+    with torch.no_grad():
+        of_images, of_texts = clip.encode_image(images), clip.encode_text(ids)
+    torch.testing.assert_close(of_images, EXPECTED[f"{activation}.images"], rtol=0, atol=2e-6)
+    torch.testing.assert_close(of_texts, EXPECTED[f"{activation}.texts"], rtol=0, atol=2e-6)
+    wanted = EXPECTED[f"{activation}.logits"].sigmoid()
+    torch.testing.assert_close(clip.probabilities(of_images @ of_texts.T), wanted, rtol=0, atol=2e-6)
+    assert of_images[0].sub(of_images[1]).abs().max() > 0.05
+    # The other kind of GELU is told apart by this tolerance
+    assert EXPECTED["exact.images"].sub(EXPECTED["tanh.images"]).abs().max() > 1e-5
+    with pytest.raises(ValueError, match=r"put spiece.model .*"):
+        clip.encode_text(["a"])
+    (folder / "spiece.model").write_bytes(words(1, 60))
+    with pytest.raises(ValueError, match="text tokens, its text tokenizer"):
+        dalle.load_clip(folder)
+    (folder / "spiece.model").unlink()
+    # Ours are complete: they have a text tokenizer
+    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 2
+    assert "put spiece.model" in capsys.readouterr().err
+    assert main(["inspect", str(folder)]) == 0
+    assert "a SigLIP of open_clip" in capsys.readouterr().out
+
+
+def test_other_open_clip_siglips_give_a_one_line_error(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"pool_type": "tok"}, "its text tower is not SigLIP's"),
+        ({"no_causal_mask": False}, "its text tower is not SigLIP's"),
+        ({"heads": 5}, "its config says 5 heads, which do not divide it"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            dalle.load_clip(open_clip_folder(tmp_path, **changes))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(ValueError, match=r"put its open_clip_config.json beside it"):
+        dalle.load_clip(tmp_path)
+    state = load_file(tmp_path / "open_clip_model.safetensors") | {"visual.head.proj.weight": torch.zeros(1)}
+    open_clip_folder(tmp_path)
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match=r"unknown tensor names: visual.head.proj.weight"):
+        dalle.load_clip(tmp_path)
+
+
+def test_open_clip_siglip_fits_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_meta = {name: torch.empty(shape, device="meta") for name, shape in SHAPES["ViT-B-16-SigLIP"].items()}
+    monkeypatch.setattr("dalle.checkpoints.published.clip.read_state", lambda source: on_meta)
+    config = {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}}
+    config["text_cfg"] = {"width": 768, "heads": 12, "no_causal_mask": True, "pool_type": "last"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    found = read_clip(tmp_path)
+    with torch.device("meta"):
+        clip = CLIP(found.config)
+    found.check(clip, "ViT-B-16-SigLIP")
+    assert sum(p.numel() for p in clip.parameters()) == sum(value.numel() for value in on_meta.values())
+    assert (found.config.image_size, found.config.embed_dim, found.config.text_length) == (224, 768, 64)

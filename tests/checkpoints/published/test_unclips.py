@@ -95,6 +95,13 @@ def test_towers_are_read_one_by_one(kandinsky: Any, kandinsky_folders: tuple[Pat
         image.encode_text(["a hat"])
 
 
+def test_text_tower_of_a_pipeline_reads_captions_by_the_tokenizer_beside_it(karlo_folder: Path) -> None:
+    clip, pipe = dalle.load_clip(karlo_folder / "text_encoder"), UnCLIP.from_pretrained(karlo_folder, device="cpu")
+    prompts = ["red hats", ""]
+    for found, wanted in zip(clip.text_states(prompts), pipe.clip.text_states(prompts), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_karlo_images_equal_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
     from diffusers.pipelines.deprecated.unclip.pipeline_unclip import UnCLIPPipeline  # type: ignore[import-not-found]
 
@@ -271,6 +278,7 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
             ({"prd_embedding": None}, "prd_embedding"),
             ({"transformer_blocks.1.attn1.to_k.weight": None}, r"transformer_blocks\.1\.attn1\.to_k\.weight"),
             ({"more.weight": torch.zeros(2)}, r"a prior has not: more\.weight"),
+            ({"prd_embedding": torch.full((1, 1, 16), float("nan"))}, "is nan or infinite"),
             (
                 {"prd_embedding": torch.ones(1, 1, 16, dtype=torch.int32)},
                 r"\(prior\) does not fit .* of another dtype: prd_embedding is torch\.int32, expected torch\.float32",

@@ -23,7 +23,8 @@ from dalle.data.loader import batches, evaluation_batches, pair_seed
 from dalle.data.token_shards.dataset import ShardsDataset, TokenShardsConfig
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
 from dalle.data.token_shards.encoders import token_encoder
-from dalle.data.token_shards.files import ShardIndex, TokenProvenance
+from dalle.data.token_shards.files import ShardIndex
+from dalle.data.token_shards.provenance import TokenProvenance
 from dalle.image_tokenizers import ImageTokenizer
 from support.tiny_model import CODES, GRID, IMAGE_SIZE
 

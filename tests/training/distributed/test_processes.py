@@ -60,6 +60,8 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     tuned = {"stage": "dalle", "init_from": str(begun), "lora": {"rank": 3}, "optim": {"lr": 1e-2, "ema": None}}
     if importlib.util.find_spec("peft") is not None:
         stages["lora"] = stages["dalle"] | tuned
+        # One tower's first block frozen, adapters in all others
+        stages["clip-lora"] = tuned | {"stage": "clip", "init_from": str(folder / "parts/clip"), "lock": "image:1"}
     for name, own in stages.items():
         (folder / f"{name}.json").write_text(json.dumps(SHARED | {"stage": name, "text_tokenizer": words} | own))
         assert train.main([str(folder / f"{name}.json"), f"run.dir={folder / name}-one"]) == 0
@@ -142,6 +144,35 @@ def test_two_processes_train_the_same_as_one(recipes: dict[str, str], tmp_path: 
     for name, tensor in one.items():
         value = tensor if not callable(tensor) else tensor()
         assert exported[name].sub(value).abs().max() < 2e-5
+
+
+def test_adapters_of_a_sharded_clip_train_the_same_as_on_one(recipes: dict[str, str], tmp_path: Path) -> None:
+    """At once and in micro-batches; then one process, and two whole ones, go on from shards of adapters."""
+    pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    recipe = recipes["clip-lora"]
+    runs = {name: [recipe, f"run.dir={tmp_path / name}", FSDP] for name in ("once", "pieces")}
+    runs["pieces"].append("run.accumulation=2")
+    assert _several(2, list(runs.values())) == 0
+    for name in runs:
+        _same(tmp_path / name, recipe)
+    before = load_file(Path(recipe).parent / "parts/clip/model.safetensors")
+    after = load_file(tmp_path / "once/model/model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name, value in after.items() if not value.equal(before[name])}
+    assert "logit_scale" in changed and not [
+        name for name in changed if name.startswith("vision.transformer.blocks.0.")
+    ]
+    for place in ("vision.transformer.blocks.1", "text.transformer.blocks.0"):
+        assert f"{place}.attention.qkv.weight" in changed and f"{place}.attention_norm.weight" not in changed
+    newest = folders(tmp_path / "once")[-1]
+    names = {name.removeprefix("average:") for name in sharded_checkpoint.open_shards(newest / "shards")}
+    assert any("lora_A" in name for name in names) and not any(name.endswith("norm.weight") for name in names)
+    _forget(tmp_path / "once", 4)
+    assert train.main([*runs["once"], "resume=true"]) == 0
+    _same(tmp_path / "once", recipe)
+    _forget(tmp_path / "once", 6)
+    assert _several(2, [[recipe, f"run.dir={tmp_path / 'once'}", WHOLE, "resume=true"]]) == 0
+    _same(tmp_path / "once", recipe)
 
 
 @pytest.mark.parametrize("name", ["dalle", "clip", "lora"])

@@ -21,7 +21,8 @@ from dalle.config import from_dict, to_dict
 from dalle.data import ShapesConfig, open_data
 from dalle.data.loader import pair_seed
 from dalle.data.token_shards.dataset import EmbeddingShardsConfig
-from dalle.data.token_shards.files import EmbeddingProvenance, read_group, write_shard
+from dalle.data.token_shards.files import read_group, write_shard
+from dalle.data.token_shards.provenance import EmbeddingProvenance
 from dalle.models.clip import CLIP
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask
@@ -137,7 +138,7 @@ def test_shards_of_another_clip_are_refused(clip: str, tmp_path: Path, capsys: p
     assert main(["encode", str(config), str(shards), f"clip={other}", "--device", "cpu"]) == 2
     assert "clip was" in capsys.readouterr().err
     assert main(["eval", clip, "kind=embeddings", f"path={shards}"]) == 2
-    assert "holds embeddings and no images" in capsys.readouterr().err
+    assert "holds embeddings, and" in capsys.readouterr().err
     assert main(["encode", str(config), str(tmp_path / "again"), options]) == 2
     assert "data.kind is embeddings already" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"has no embeddings\.json"):

@@ -14,7 +14,9 @@ function typeOf(schema) {
   if (schema.const !== undefined) return JSON.stringify(schema.const);
   if (schema.type === "array") return `list of ${typeOf(schema.items ?? {})}`;
   const low = schema.minimum ?? schema.exclusiveMinimum, high = schema.maximum ?? schema.exclusiveMaximum;
-  const range = [low === undefined ? "" : `from ${low}`, high === undefined ? "" : `to ${high}`].filter(Boolean).join(" ");
+  // The browser has rounded what is above 2^53; such a limit is 2^n - 1
+  const end = Number.isInteger(high) && !Number.isSafeInteger(high) ? `below 2^${Math.round(Math.log2(high))}` : `to ${high}`;
+  const range = [low === undefined ? "" : `from ${low}`, high === undefined ? "" : end].filter(Boolean).join(" ");
   const kind = schema.format === "binary" ? "file" : schema.type ?? "anything";
   return range ? `${kind}, ${range}` : kind;
 }

@@ -35,6 +35,7 @@ function setFields(values) {
   $("prompt").value = values.prompt ?? "";
   for (const name of FIELDS) $(name).value = values[name] ?? "";
   $("n").value ||= 1;
+  $("negative-field").hidden = !shared.model?.negative && !$("negative").value;  // what is refused can be seen and cleared
 }
 
 export async function fromLink() {

@@ -24,9 +24,13 @@ struct Attention {
     const float *cos, *sin;          // [tokens, head_width / 2]; null without rotary positions
     const uint8_t* mask;             // 1 = may attend; [position + tokens] for each token; null: causal
     int64_t mask_batch, mask_token;  // strides of the mask from sequence to sequence and from token to token
-    void *keys, *values;             // [batch, kv_heads, room, head_width]
+    void *keys, *values;             // [batch, or slots, kv_heads, room, head_width]
     const void* qkv;                 // [batch, tokens, heads + 2 kv_heads, head_width]
     void* mixed;                     // [batch, tokens, heads, head_width], the result
+    // Sequences at different positions: [batch] each, where a sequence is in the cache, and its own `position`, of which
+    // `position` is the largest; null: sequence b is the cache's b-th. Then cos and sin differ, by this stride.
+    const int64_t *slots, *positions;
+    int64_t rope_batch;
 };
 
 namespace {
@@ -71,15 +75,17 @@ struct CachedAttention {
     template <int VECTORS>
     void head(int64_t b, int64_t t, int64_t h, int32_t* key_index, float* weights) const {
         constexpr int64_t width = VECTORS * LANES;
-        const int64_t token = b * args.tokens + t, position = args.position + t, keys = position + 1;
+        const int64_t token = b * args.tokens + t, slot = args.slots ? args.slots[b] : b;
+        const int64_t position = (args.positions ? args.positions[b] : args.position) + t, keys = position + 1;
         const int64_t group = args.heads / args.kv_heads, g = h / group;  // heads that share keys; which they share
         const X* from = static_cast<const X*>(args.qkv) + token * (args.heads + 2 * args.kv_heads) * width;
-        const float *cos = args.cos + t * width / 2, *sin = args.sin + t * width / 2;
+        const int64_t angle = b * args.rope_batch + t * width / 2;
+        const float *cos = args.cos + angle, *sin = args.sin + angle;
         alignas(64) float q[width];
         for (int64_t i = 0; i < width; i += LANES) store(q + i, load(from + h * width + i));
         if (args.q_norm.weight) normalize(args.q_norm.from(h * args.norm_stride), q, q, width);
         if (args.cos) rotate(q, cos, sin, width);
-        const int64_t first = (b * args.kv_heads + g) * args.room * width;
+        const int64_t first = (slot * args.kv_heads + g) * args.room * width;
         C *key = static_cast<C*>(args.keys) + first, *value = static_cast<C*>(args.values) + first;
         // The heads of a group run one after another in the same thread, so the others find the key stored
         if (h % group == 0) {  // the first of a group stores the new key and value

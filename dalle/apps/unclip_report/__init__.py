@@ -1,0 +1,1 @@
+"""The tables of an unCLIP beside its baselines: prior, decoder, inversion, blends, edits, inpainting, cost."""

@@ -1,0 +1,145 @@
+"""vary, blend, edit and inpainting with unusual and wrong inputs: what works, and one line with exit code 2."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import dalle
+import sample
+from dalle.__main__ import main
+from support.tiny_unclip import make_tiny_unclip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_unclip(tmp_path_factory.mktemp("unclip"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of images, good and bad."""
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (20, 30), "blue").save(tmp_path / "b.png")
+    Image.new("RGB", (1, 1), "green").save(tmp_path / "dot.png")
+    frames = [Image.new("RGB", (24, 24), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "words.png").write_text("no image")
+    (tmp_path / "huge.png").write_bytes(png_header(30_000))
+    Image.new("L", (24, 24)).save(tmp_path / "black.png")
+    Image.new("L", (7, 7), 255).save(tmp_path / "small.png")
+    return tmp_path
+
+
+def png_header(side: int) -> bytes:
+    """The beginning of a PNG: enough to know its size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+def run(words: list[str], folder: Path, images: Path, out: str = "out.png") -> int:
+    files = {file.name: str(file) for file in images.iterdir()}
+    words = [files.get(word, word) for word in words]
+    return main([*words, "--model", str(folder), "--device", "cpu", "--out", str(images / out)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vary", "a.png", "--steps", "0"], "steps is 0"),
+        (["vary", "a.png", "--eta", "2"], "eta is 2"),
+        (["vary", "a.png", "--eta", "nan"], "eta is nan"),
+        (["vary", "a.png", "--n", "0"], "n is 0"),
+        (["vary", "a.png", "--steps", "5000"], "steps is 5000"),
+        (["blend", "a.png"], "a blend is of 2 or more"),
+        (["blend", "a.png:0", "b.png:0"], "the weights sum to 0"),
+        (["blend", "a.png:-1", "b.png:2"], "a weight is -1"),
+        (["blend", "a.png:nan", "b.png:2"], "a weight is nan"),
+        (["blend", "a.png", "b.png", "--frames", "1"], "frames is 1"),
+        (["edit", "a.png", "--to", "a dog", "--theta", "-1"], "theta is -1"),
+        (["edit", "a.png", "--to", "a dog", "--theta", "nan"], "theta is nan"),
+        (["edit", "a.png", "--from", "a dog", "--to", "a dog"], "both texts have the same embedding"),
+        (["edit", "a.png", "--to", "a dog", "--frames", "0"], "frames is 0"),
+        (["vary", "words.png"], "words.png"),
+        (["vary", "huge.png"], "huge.png"),
+        (["edit", "missing.png", "--to", "a dog"], "missing.png"),
+    ],
+)
+def test_wrong_inputs_give_a_one_line_error(
+    words: list[str], message: str, folder: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A weight belongs to the file before the colon
+    words = [
+        f"{images / word.partition(':')[0]}:{word.partition(':')[2]}" if ".png:" in word else word for word in words
+    ]
+    assert run(words, folder, images) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (images / "out.png").exists()
+
+
+@pytest.mark.parametrize("mask, message", [("black.png", "no white pixel"), ("small.png", "7x7")])
+def test_masks_that_do_not_fit_give_a_one_line_error(
+    mask: str, message: str, folder: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--image", str(images / "a.png"), "--mask", str(images / mask), "--out", str(images / "out")]
+    assert sample.main(["a hat", "--model", str(folder), "--device", "cpu", "--steps", "2", *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_dot_and_the_first_frame_of_an_animation_are_images(folder: Path, images: Path) -> None:
+    assert run(["vary", "dot.png", "--n", "2", "--steps", "2"], folder, images) == 0
+    assert run(["vary", "film.gif", "--n", "1", "--eta", "0", "--steps", "2"], folder, images, "film.png") == 0
+    assert run(["vary", "a.png", "--n", "1", "--eta", "0", "--steps", "2"], folder, images, "a-again.png") == 0
+    with Image.open(images / "film.png") as film, Image.open(images / "a-again.png") as first:
+        assert film.tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("name", ["blend.gif", "blend.webp", "blend.png"])
+def test_full_disk_leaves_no_file(
+    name: str, folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = Image.Image.save
+
+    def until_full(image: Image.Image, file: Path, **options: object) -> None:
+        save(image, file, **options)
+        Path(file).write_bytes(Path(file).read_bytes()[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", until_full)
+    before = set(images.iterdir())
+    assert run(["blend", "a.png", "b.png", "--frames", "3", "--steps", "2"], folder, images, name) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and error.count("\n") == 1
+    assert set(images.iterdir()) == before
+
+
+@pytest.mark.parametrize("part", ["prior", "decoder", "upsampler"])
+def test_weights_that_are_nan_are_not_loaded(part: str, tmp_path: Path) -> None:
+    folder = make_tiny_unclip(tmp_path)
+    file = folder / part / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim == 2)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=f"{name} is nan or infinite"):
+        (dalle.load_prior if part == "prior" else dalle.load_diffusion)(folder / part)
+    with pytest.raises(ValueError, match=part):  # it is not what was put together, either
+        dalle.UnCLIP.from_pretrained(folder, device="cpu")
+
+
+def test_images_that_are_nan_are_not_written(folder: Path) -> None:
+    pipe = dalle.UnCLIP.from_pretrained(folder, device="cpu")
+    with torch.no_grad():
+        pipe.decoder.unet.conv_out.bias.fill_(float("nan"))  # as of an overflow in 16 bits
+    with pytest.raises(ValueError, match="the decoder's images are nan or infinite"):
+        pipe("a hat", steps=2)
+    with pytest.raises(ValueError, match="the decoder's images are nan or infinite"):
+        pipe.vary(Image.new("RGB", (16, 16)), n=1, steps=2)

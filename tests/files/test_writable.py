@@ -1,0 +1,70 @@
+"""Places that cannot be written are refused before work begins, by one line with the option; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dalle.files import atomic_file, atomic_folder, check_file, check_folder, naming
+
+
+def test_folder_check_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    mkdir = os.mkdir
+    monkeypatch.setattr(os, "mkdir", lambda path, *more, **named: (made.append(str(path)), mkdir(path, *more, **named)))
+    check_folder(tmp_path / "a" / "b")
+    # Nor for a moment, in which another process could find it or lose it
+    assert str(tmp_path / "a") not in made and list(tmp_path.iterdir()) == []
+    check_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/under", "link", "link/under"])
+def test_what_is_no_folder_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"(file|link) is not a folder that can be written: give another as run\.dir"):
+        check_folder(tmp_path / place, "run.dir=FOLDER")
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "x" * 300, f"a/{'ह' * 100}"])
+def test_folder_that_cannot_be_made_is_named(place: str, tmp_path: Path) -> None:
+    if place.startswith("/proc") and not Path("/proc/self").is_dir():
+        pytest.skip("no /proc here")
+    with pytest.raises(ValueError, match=r" cannot be made \([A-Z][^\[\]]+\): give another folder as --out$"):
+        check_folder(tmp_path / place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_check(tmp_path: Path) -> None:
+    (tmp_path / "old.html").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    check_file(tmp_path / "old.html", "--html")
+    check_file(tmp_path / "new" / "a.html", "--html")
+    for name, message in ((".", "is a folder"), ("pipe", "is a device or a pipe"), ("old.html/a", "not a folder")):
+        with pytest.raises(ValueError, match=rf"{message}.* --html$"):
+            check_file(tmp_path / name, "--html")
+    assert sorted(os.listdir(tmp_path)) == ["old.html", "pipe"]
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder, naming])
+def test_failed_writes_name_what_was_to_be_written(write: object, tmp_path: Path) -> None:
+    """A full disk gives an error without a name, and a missing folder the name of a temporary file."""
+    target = tmp_path / "a.html"
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: '.*/a\.html'$"), write(target):  # type: ignore[operator]
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match=r"\[Errno 2\] Gone: 'other'$"), write(target):  # type: ignore[operator]
+        raise OSError(2, "Gone", "other")
+    with pytest.raises(OSError, match=r"\[Errno 30\] Read-only: '.*/a\.html'$"), write(target):  # type: ignore[operator]
+        raise OSError(30, "Read-only", None, None, None)
+    with pytest.raises(BlockingIOError, match=r"^held$"), write(target):  # type: ignore[operator]
+        raise BlockingIOError("held")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_names_do_not_appear_in_errors(tmp_path: Path) -> None:
+    target = tmp_path / "gone" / "a.html"
+    with pytest.raises(FileNotFoundError, match=r": '.*/gone/a\.html'$"), atomic_file(target) as part:
+        part.write_text("text")
