@@ -50,10 +50,10 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.unclip_report.report import ReportOptions, report
-    from dalle.cli.outputs import check_folder
     from dalle.data import AnyDataConfig
     from dalle.device import pick_device
     from dalle.evaluation.table import markdown_table
+    from dalle.files import check_folder
 
     data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     if args.out is not None:

@@ -113,7 +113,7 @@ def embedding_metrics(
     }
     if len(images) > 1:
         found["frechet"] = frechet_distance(prior.standardize(predicted), prior.standardize(images))
-    return found | ranked("own_image", centered, targets) | ranked("own_caption", predicted, texts)
+    return {**found, **ranked("own_image", centered, targets), **ranked("own_caption", predicted, texts)}
 
 
 def ranked(name: str, queries: Tensor, keys: Tensor) -> Mapping[str, float]:

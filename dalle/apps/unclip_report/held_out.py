@@ -121,7 +121,7 @@ class Judges:
             classifier also "concept_top1", "concept_top5", "style", and "judge_caption_top10" of its 400 captions.
         """
         embeds = self.embeds(images)
-        found: Metrics = {"images": len(images)} | self._caption_ranks(embeds, pairs.captions)
+        found: Metrics = {"images": len(images), **self._caption_ranks(embeds, pairs.captions)}
         found["frechet"] = frechet_distance(embeds, self.embeds(pairs.images)) if len(images) > 1 else None
         if self.classifier is not None and pairs.targets is not None:
             ranks = rank_metrics(self.classifier.ranks(images, pairs.targets))

@@ -133,9 +133,9 @@ def edit_table(
     made: dict[float, list[Tensor]] = {theta: [] for theta in (0.0, *THETAS)}
     for index in indices:
         image = Pairs(_image(dataset, index), [""], None).pil_images()[0]
-        words = [canonical_caption(dataset.concepts[index], STYLES[style]) for style in styles]
+        old, new = (canonical_caption(dataset.concepts[index], STYLES[style]) for style in styles)
         for theta, images in made.items():
-            images += [square_tensor(one, one.width) for one in pipe.edit(image, *words, theta=theta, steps=steps)]
+            images += [square_tensor(one, one.width) for one in pipe.edit(image, old, new, theta=theta, steps=steps)]
         progress(1)
     rows: Rows = {}
     for theta, images in made.items():

@@ -109,7 +109,7 @@ def report(
     """
     wanted = tables_of(source, tables, options)
     if _is_prior(source):
-        folder = ModelFolder(source)
+        folder = ModelFolder(Path(source))
         settings = from_dict(PriorSamplingConfig, folder.config.get("sampling") or {}, folder.origin)
         clip = load_clip(folder.component("clip"), device)
         yield "prior", _prior_rows(load_prior(source, device), clip, settings, options, progress)
