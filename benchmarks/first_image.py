@@ -35,7 +35,7 @@ import sample, dalle.pipelines.text_to_image, dalle.images
 marks["import"] = time.perf_counter() - start
 timed(dalle.pipelines.text_to_image, "load_components", "load")
 timed(dalle.pipelines.text_to_image, "generate", "draw codes")
-timed(dalle.pipelines.text_to_image.TextToImage, "_finish", "pixels and CLIP")
+timed(dalle.pipelines.text_to_image, "finished", "pixels and CLIP")
 timed(dalle.images.grid, "write_png", "write files")
 sample.main(sys.argv[1:])
 marks["all"] = time.perf_counter() - start

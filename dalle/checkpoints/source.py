@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.checkpoints.published import mindalle
+from dalle.checkpoints.published import ibq, mindalle
 
 Source = str | Path | ModelFolder
 """Local file or folder, hub id, or a model folder that is already open."""
@@ -46,9 +46,9 @@ def open_source(source: Source, family: str | None = None) -> ModelFolder | Path
 def is_model_folder(path: Path) -> bool:
     """Whether a folder is a model folder as train.py and `convert` write it.
 
-    A published minDALL-E folder also has a config.yaml, of another kind.
+    A published minDALL-E folder also has a config.yaml, of another kind, and so has Emu3.5's image tokenizer.
     """
-    return (path / "config.yaml").is_file() and not mindalle.is_there(path)
+    return (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path)
 
 
 def open_own(source: Source, stage: str, what: str) -> ModelFolder:

@@ -15,6 +15,7 @@ from dalle.cli.streams import utf8_argument
 from dalle.config import config, descriptions, from_dict
 from dalle.config.ranges import PositiveInt, Range, Seed
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
+from dalle.images.size import read_size
 
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
 
@@ -44,6 +45,9 @@ class SampleConfig:
     """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
     negative: str | None = None
     """Negative prompt, which guidance leads away from, of a model that takes one (Emu3); its own if not given."""
+    size: str | None = None
+    """Width and height of the images in pixels, such as 960x544, of a model that draws several sizes (Emu3, Emu3.5,
+    Lumina-mGPT); its own if not given."""
     image: Path | None = None
     """Image to complete or edit, with --keep-rows or --mask; its center square is used."""
     keep_rows: Annotated[float, Range(0, ceiling=10**6)] | None = None
@@ -118,6 +122,8 @@ def parse(argv: Sequence[str] | None, program: str) -> tuple[SampleConfig, bool]
         # Before the checks, which then see the earlier run's options and these together
         values = options_from(values["from_image"], values)
     settings: SampleConfig = from_dict(SampleConfig, values, "command line")
+    if settings.size is not None:
+        read_size(settings.size)
     if settings.prompts_file is None:
         _check_few(settings)
     elif settings.prompts or settings.from_image:

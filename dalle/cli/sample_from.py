@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 RECORDED = ("model", "image_tokenizer", "text_tokenizer", "text_encoder", "given", "keep_rows", "dtype")
 """Options besides those of sampling that determine an image, always recorded with it."""
-RECORDED_IF_GIVEN = ("prior", "negative")
+RECORDED_IF_GIVEN = ("prior", "negative", "size")
 """The same, recorded only where they were given."""
 _GROUPS = {"sampling": SamplingConfig, "diffusion": UnCLIPOptions}
 

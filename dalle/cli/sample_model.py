@@ -43,6 +43,8 @@ def load_pipeline(settings: SampleConfig) -> tuple[TextToImage | UnCLIP, dict[st
     )
     # Not pipe.sampling.updated: that takes None as not given, and --top-k null is all codes, whatever the model's own
     pipe.sampling = from_dict(SamplingConfig, to_dict(pipe.sampling) | settings.sampling, "command line")
+    if settings.size is not None:
+        pipe = pipe.sized(settings.size)
     sampling = to_dict(pipe.sampling)
     return pipe, sampling | engine
 
@@ -77,8 +79,8 @@ def _engine_options(settings: SampleConfig) -> dict[str, Any]:
 
 def _check_unclip(settings: SampleConfig) -> None:
     """Refuse options that are for models that sample tokens."""
-    names = ("negative", "keep_rows", "image_tokenizer", "text_tokenizer", "text_encoder", "max_memory", "batch_size")
-    for name in names:
+    sources = ("image_tokenizer", "text_tokenizer", "text_encoder")
+    for name in ("negative", "size", "keep_rows", *sources, "max_memory", "batch_size"):
         if getattr(settings, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for models that sample tokens, not for an unCLIP")
     if settings.window != 1 or settings.compiled:

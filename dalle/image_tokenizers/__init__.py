@@ -7,11 +7,12 @@ from dalle.image_tokenizers.cosmos import Cosmos, CosmosConfig
 from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.image_tokenizers.dvae import DVAE, DVAEConfig
 from dalle.image_tokenizers.emu3 import Emu3VQ, Emu3VQConfig
+from dalle.image_tokenizers.movqgan import MoVQGAN, MoVQGANConfig
 from dalle.image_tokenizers.quantize import FSQConfig, GumbelConfig
 from dalle.image_tokenizers.vq import VQConfig
 from dalle.image_tokenizers.vqgan import VQGAN, VQGANConfig
 
-ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig | Emu3VQConfig | CosmosConfig
+ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig | Emu3VQConfig | CosmosConfig | MoVQGANConfig
 
 __all__ = [
     "DVAE",
@@ -27,6 +28,8 @@ __all__ = [
     "GumbelConfig",
     "ImageTokenizer",
     "ImageTokenizerConfig",
+    "MoVQGAN",
+    "MoVQGANConfig",
     "Reconstruction",
     "Reduce",
     "VQConfig",
@@ -43,4 +46,6 @@ def build(config: ImageTokenizerConfig) -> ImageTokenizer:
         return Emu3VQ(config)
     if isinstance(config, CosmosConfig):
         return Cosmos(config)
+    if isinstance(config, MoVQGANConfig):
+        return MoVQGAN(config)
     return DVAE(config) if isinstance(config, DVAEConfig) else VQGAN(config)

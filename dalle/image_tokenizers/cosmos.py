@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.config.ranges import Range, Size
-from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer
+from dalle.image_tokenizers.quantized import QuantizedTokenizer
 from dalle.image_tokenizers.vqgan import Decoder, Encoder, VQGANConfig
 from dalle.image_tokenizers.vqgan_layers import Level
 from dalle.kernels.group_norm import Norm
@@ -67,8 +67,10 @@ class CosmosConfig:
         )
 
 
-class Cosmos(ImageTokenizer):
+class Cosmos(QuantizedTokenizer):
     """Encoder, quantizer, decoder. Images are in [0, 1] at the interface and in [-1, 1] inside."""
+
+    decoder: Decoder
 
     def __init__(self, config: CosmosConfig) -> None:
         super().__init__()
@@ -87,30 +89,10 @@ class Cosmos(ImageTokenizer):
         self.quant_conv = nn.Conv2d(config.latent_channels, self.quantize.code_channels, 1)
         self.post_quant_conv = nn.Conv2d(self.quantize.code_channels, config.latent_channels, 1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's output convolution."""
-        weight = self.decoder.conv_out.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
-    def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
-        """See `ImageTokenizer.forward`; there are no losses of its own."""
-        self._check_images(images)
-        quantized = self.quantize(self._latents(images), temperature)
-        return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, quantized.losses)
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """See `Quantizer.lookup`."""
-        return self.quantize.lookup(codes)
-
     def decode_latents(self, latents: Tensor) -> Tensor:
         """See `ImageTokenizer.decode_latents`."""
         images: Tensor = self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
         return (images.float() + 1) / 2
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.quantize.encode(self._latents(images))
 
     def _latents(self, images: Tensor) -> Tensor:
         latents: Tensor = self.quant_conv(self.encoder((2 * images - 1).to(self.quant_conv.weight.dtype)))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.config.ranges import Size
-from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.modulated import Decoder
+from dalle.image_tokenizers.quantized import QuantizedTokenizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.image_tokenizers.vqgan import Encoder, VQGANConfig
 from dalle.kernels.conv import Conv3x3
@@ -70,8 +70,10 @@ class Emu3VQConfig:
         )
 
 
-class Emu3VQ(ImageTokenizer):
+class Emu3VQ(QuantizedTokenizer):
     """Encoder, quantizer, decoder. Images are in [0, 1] at the interface and in [-1, 1] inside."""
+
+    decoder: Decoder
 
     def __init__(self, config: Emu3VQConfig) -> None:
         super().__init__()
@@ -89,31 +91,6 @@ class Emu3VQ(ImageTokenizer):
         self.decoder_time = nn.ModuleList([Conv3x3(latents, latents), Conv3x3(latents, latents)])
         self.decoder = Decoder(shape.widths, config.blocks, latents)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's output convolution."""
-        weight = self.decoder.conv_out.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
-    def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
-        """See `ImageTokenizer.forward`; the losses are the quantizer's."""
-        self._check_images(images)
-        quantized = self.quantize(self._latents(images), temperature)
-        return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, quantized.losses)
-
-    def on_step_end(self, reduce: Reduce | None = None) -> None:
-        """See `VectorQuantizer.on_step_end`."""
-        self.quantize.on_step_end(reduce)
-
-    def reset_statistics(self) -> None:
-        """See `VectorQuantizer.reset_statistics`."""
-        self.quantize.reset_statistics()
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """See `Quantizer.lookup`."""
-        return self.quantize.lookup(codes)
-
     def decode_latents(self, latents: Tensor) -> Tensor:
         """See `ImageTokenizer.decode_latents`."""
         latents = latents.to(self.post_quant_conv.weight.dtype)
@@ -124,9 +101,6 @@ class Emu3VQ(ImageTokenizer):
             both = F.silu(conv(both))
         images: Tensor = self.decoder(*both.chunk(2))
         return (images.float() + 1) / 2
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.quantize.encode(self._latents(images))
 
     def _latents(self, images: Tensor) -> Tensor:
         x = self.encoder((2 * images - 1).to(self.quant_conv.weight.dtype))

@@ -32,8 +32,9 @@ class VQConfig:
     """Number of codes."""
     code_channels: Size = 8
     """Channels of a codebook vector; few channels are the usual remedy for unused codes (ViT-VQGAN, LlamaGen)."""
-    distance: Literal["cosine", "euclidean"] = "cosine"
-    """cosine: latents and codes are l2-normalized (LlamaGen). euclidean: neither is (taming)."""
+    distance: Literal["cosine", "euclidean", "dot"] = "cosine"
+    """cosine: latents and codes are l2-normalized (LlamaGen). euclidean: neither is (taming). dot: neither is, and the
+    code of a latent is that of the largest dot product (IBQ, arXiv 2412.02692)."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: by moving averages of the latents assigned to each code, or by a gradient."""
     commitment: Weight = 0.25
@@ -149,7 +150,11 @@ class VectorQuantizer(Quantizer):
             flat = rearrange(z, "b c h w -> (b h w) c")
             codebook = self._scaled(self.codebook.float(), 1)
             rows = max(_MAX_DISTANCES // self.codebook_size, 1)  # a chunk of cells against all codes
-            codes = torch.cat([self._distances(part, codebook).argmin(1) for part in flat.split(rows)])
+            if self.config.distance == "dot":
+                parts = [(part @ codebook.t()).argmax(1) for part in flat.split(rows)]
+            else:
+                parts = [self._distances(part, codebook).argmin(1) for part in flat.split(rows)]
+            codes = torch.cat(parts)
         return codes.view(z.shape[0], *z.shape[2:])
 
     @staticmethod

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dalle.config import check_total, config
 from dalle.config.ranges import Decay, Size
-from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
+from dalle.image_tokenizers.quantized import QuantizedTokenizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.image_tokenizers.vqgan_layers import Downsample, Level, Middle, ResidualBlock, Upsample
 from dalle.kernels.conv import Conv3x3, image_layout
@@ -94,8 +94,10 @@ class VQGANConfig:
         return self.image_size // self.patch // 2**level in self.attention_resolutions  # the side of this level's maps
 
 
-class VQGAN(ImageTokenizer):
+class VQGAN(QuantizedTokenizer):
     """Encoder, quantizer, decoder. Images are in [0, 1] at the interface and in [-1, 1] inside."""
+
+    decoder: Decoder
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -113,38 +115,10 @@ class VQGAN(ImageTokenizer):
         self.quant_conv = nn.Conv2d(config.latent_channels, self.quantize.code_channels, 1)
         self.post_quant_conv = nn.Conv2d(self.quantize.code_channels, config.latent_channels, 1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's output convolution."""
-        weight = self.decoder.conv_out.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
-    def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
-        """See `ImageTokenizer.forward`; the losses are the quantizer's."""
-        self._check_images(images)
-        quantized = self.quantize(self._latents(images), temperature)
-        return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, quantized.losses)
-
-    def on_step_end(self, reduce: Reduce | None = None) -> None:
-        """See `VectorQuantizer.on_step_end`."""
-        self.quantize.on_step_end(reduce)
-
-    def reset_statistics(self) -> None:
-        """See `VectorQuantizer.reset_statistics`."""
-        self.quantize.reset_statistics()
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """See `Quantizer.lookup`."""
-        return self.quantize.lookup(codes)
-
     def decode_latents(self, latents: Tensor) -> Tensor:
         """See `ImageTokenizer.decode_latents`."""
         weight = self.post_quant_conv.weight
         return (self.decoder(self.post_quant_conv(latents.to(weight.dtype))).float() + 1) / 2  # from [-1, 1] to [0, 1]
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.quantize.encode(self._latents(images))
 
     def _latents(self, images: Tensor) -> Tensor:
         # quant_conv and post_quant_conv are taming's names; they adapt the channels to the quantizer's

@@ -54,7 +54,7 @@ Row = tuple[str, Sequence[Image.Image], Sequence[str]]
 
 
 def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
-    """Arrange labeled rows of images of one size, with a caption below each image.
+    """Arrange labeled rows of images, with a caption below each image.
 
     Small images are enlarged to about 128 pixels. Rows of more than 8 images are wrapped. A label for which this
     machine has no font is replaced by the row's number, with a warning in the log.
@@ -81,7 +81,9 @@ def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
             top += _LINE
         for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
             left, upper = _GAP + place % _COLUMNS * (cell + _GAP), top + place // _COLUMNS * (cell + _LINE)
-            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (left, upper))
+            scale = cell / max(image.size)  # cells are square, and images need not be
+            size = round(image.width * scale), round(image.height * scale)
+            sheet.paste(image.resize(size, Image.Resampling.BICUBIC), (left, upper))
             draw.text((left, upper + cell + 2), caption, fill="dimgrey", font=small)
         top += count * (cell + _LINE) + _GAP
     return sheet
@@ -117,7 +119,7 @@ def split_to_pages(rows: Sequence[Row], first: int = 1) -> list[tuple[int, list[
 
 def _cell(rows: Sequence[Row]) -> int:
     """Side of a cell in pixels."""
-    side = max(image.width for _, images, _ in rows for image in images)
+    side = max(max(image.size) for _, images, _ in rows for image in images)
     return side * max(1, _CELL // side)  # by a whole factor
 
 

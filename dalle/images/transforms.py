@@ -41,11 +41,17 @@ def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:
     return _values(resize(to_rgb(image), width, height))[None]
 
 
+def centered_tensor(image: Image.Image, width: int, height: int) -> Tensor:
+    """Center-crop and resize an image to float [3, height, width] in [0, 1]; transparency becomes white."""
+    if image.width * height != image.height * width:
+        part = "square" if width == height else f"part of the shape of {width}x{height}"
+        log.warning("image of %dx%d cropped to its central %s", *image.size, part)
+    return to_tensor(image, width, height)[0]
+
+
 def square_tensor(image: Image.Image, size: int) -> Tensor:
     """Center-crop and resize an image to float [3, size, size] in [0, 1]; transparency becomes white."""
-    if image.width != image.height:
-        log.warning("image of %dx%d cropped to its central square", *image.size)
-    return to_tensor(image, size, size)[0]
+    return centered_tensor(image, size, size)
 
 
 def to_image(image: Tensor) -> Image.Image:
@@ -85,17 +91,23 @@ def to_mask(mask: Image.Image, image: Image.Image, width: int, height: int) -> T
     return white
 
 
-def inpaint_pixels(mask: Image.Image, size: int) -> Tensor:
-    """The central square of a mask as bool [size, size]: True where any of its pixels is white (brighter than half).
+def inpaint_pixels(mask: Image.Image, width: int, height: int | None = None) -> Tensor:
+    """The center of a mask as bool [height, width]: True where any of its pixels is white (brighter than half).
+
+    Args:
+        mask: the mask.
+        width: width of the result.
+        height: its height; None: that of a square.
 
     Raises:
         ValueError: no pixel is white.
     """
-    left, upper, right, lower = (int(edge) for edge in _middle(mask.size, 1.0))
+    height = width if height is None else height
+    left, upper, right, lower = (int(edge) for edge in _middle(mask.size, width / height))
     bright = _values(_luminance(mask).crop((left, upper, right, lower))) >= 0.5
-    redrawn = F.adaptive_max_pool2d(bright.float(), size)[0] > 0
+    redrawn = F.adaptive_max_pool2d(bright.float(), (height, width))[0] > 0
     if not redrawn.any():
-        raise ValueError("mask has no white pixel in its central square: make the region to regenerate white")
+        raise ValueError("mask has no white pixel in its center, which is used: make the region to regenerate white")
     return redrawn
 
 

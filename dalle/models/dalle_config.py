@@ -11,6 +11,32 @@ from dalle.models.transformer_config import TransformerConfig
 
 
 @config
+class GridsConfig:
+    """The grids that a model draws whose prompt says the size of the image."""
+
+    most: Size = 4096
+    """Most image tokens."""
+    multiple: Size = 1
+    """Rows and columns are multiples of this number."""
+    ratio: Annotated[float, Range(1, ceiling=2**16)] = 4.0
+    """Most rows for each column, or columns for each row."""
+
+    def problem(self, grid: tuple[int, int], cell: int = 1) -> str | None:
+        """What is wrong with a grid of rows and columns, in units of `cell` pixels a token; None if it can be drawn."""
+        rows, columns = grid
+        if min(grid) < 1 or rows % self.multiple or columns % self.multiple:
+            return f"both sides must be multiples of {self.multiple * cell}"
+        if max(grid) > self.ratio * min(grid):
+            if self.ratio == 1:
+                return "this model draws square images only"
+            return f"the longer side may be at most {self.ratio:g} times the shorter"
+        if rows * columns > self.most:
+            side = int(self.most**0.5) * cell
+            return f"it has more than {self.most * cell**2:,} pixels, about {side}x{side}"
+        return None
+
+
+@config
 class DALLEConfig:
     """Architecture of a DALL-E; the options beyond the paper's exist to load other projects' checkpoints."""
 
@@ -24,6 +50,8 @@ class DALLEConfig:
     """Number of codes of the image tokenizer."""
     grid: tuple[Size, Size] = (8, 8)
     """Rows and columns of image tokens."""
+    grids: GridsConfig | None = None
+    """Which other grids it draws; null: none."""
     row_ends: bool = False
     """Read a token of its own behind each row of image tokens; it is never predicted."""
     attention: tuple[Kind, ...] = ("full",)
@@ -100,8 +128,10 @@ class DALLEConfig:
                 raise ValueError(f"{name} has {len(ids)} ids, more than text_length, {self.text_length}")
         if self.null_ids and self.null_keeps_ends:
             raise ValueError("null_ids and null_keeps_ends are two kinds of null captions: give one of them")
-        if self.row_ends and (self.positions != "rope_1d" or self.kinds != ["full"] * depth or self.shift_tokens):
-            raise ValueError("row_ends needs positions: rope_1d, full attention, and no shift_tokens")
+        plain = self.positions == "rope_1d" and self.kinds == ["full"] * depth and not self.shift_tokens
+        for name, wanted in (("row_ends", self.row_ends), ("grids", self.grids is not None)):
+            if wanted and not plain:
+                raise ValueError(f"{name} needs positions: rope_1d, full attention, and no shift_tokens")
         if self.padding == "left" and self.positions.startswith("learned"):
             raise ValueError(f"padding: left needs rotary positions, not {self.positions}")
         if self.padding == "left" and (self.text_head or self.begin_id is not None or self.kinds != ["full"] * depth):

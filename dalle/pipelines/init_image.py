@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor
+from dalle.images.size import Size
+from dalle.images.transforms import centered_tensor, check_mask, inpaint_pixels
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,20 @@ class InitImage:
 
 
 def encode_init_image(
-    tokenizer: ImageTokenizer, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
+    tokenizer: ImageTokenizer,
+    size: Size,
+    image: Image.Image | None,
+    keep_rows: float | None,
+    mask: Image.Image | None,
 ) -> InitImage | None:
     """Encode an image to complete or edit, with the arguments of `TextToImage.__call__`; None without an image.
+
+    Args:
+        tokenizer: the image tokenizer.
+        size: width and height of the images that are drawn, in pixels.
+        image: the image; its center is cropped and resized to that size.
+        keep_rows: rows of codes to keep.
+        mask: white where new content is generated.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -56,7 +68,8 @@ def encode_init_image(
         return None
     if (keep_rows is None) == (mask is None):
         raise ValueError("image needs either keep_rows or mask, to say what is kept of it")
-    rows, columns = tokenizer.grid
+    (width, height), cell = size, tokenizer.factor
+    rows, columns = height // cell, width // cell
     known_mask = torch.zeros(rows, columns, dtype=torch.bool)
     inpaint_mask = None
     if keep_rows is not None:
@@ -64,11 +77,11 @@ def encode_init_image(
     else:
         assert mask is not None
         check_mask(mask, image)
-        inpaint_mask = inpaint_pixels(mask, tokenizer.image_size)
+        inpaint_mask = inpaint_pixels(mask, width, height)
         # A code is kept only if none of its pixels is to be generated
         known_mask = F.adaptive_max_pool2d(inpaint_mask[None].float(), (rows, columns))[0] == 0
     # Encoded once for all candidates of all prompts
-    pixels = square_tensor(image, tokenizer.image_size).to(tokenizer.last_layer.device)
+    pixels = centered_tensor(image, width, height).to(tokenizer.last_layer.device)
     return InitImage(tokenizer.encode(pixels[None])[0], known_mask, pixels, inpaint_mask)
 
 

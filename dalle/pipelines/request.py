@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dalle.generation.options import SamplingConfig
+from dalle.images.size import Size
 from dalle.pipelines.init_image import InitImage
 
 
@@ -23,6 +24,7 @@ class Request:
         init_image: image to complete or edit, from `TextToImage.encode_init_image`.
         scored: whether the candidates are scored by CLIP, if there is one.
         negative: negative prompt, which guidance leads away from; None: the model's own, or the null caption.
+        size: width and height in pixels, of a model that draws several; None: the pipeline's own.
     """
 
     prompt: str
@@ -31,6 +33,7 @@ class Request:
     init_image: InitImage | None = None
     scored: bool = True
     negative: str | None = None
+    size: Size | None = None
 
 
 def known_codes_of(requests: Sequence[Request], grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:

@@ -5,6 +5,7 @@ Shapes: P prompts, B candidates of all prompts, H W pixels, h w codes of an imag
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,20 +22,19 @@ from dalle.device import pick_device
 from dalle.generation.generate import Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.progress import Progress
-from dalle.generation.rerank import score
 from dalle.generation.rolling import Candidate
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.images.transforms import to_images
+from dalle.images.size import Size, read_size
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
+from dalle.pipelines.finished import finished
 from dalle.pipelines.init_image import InitImage, encode_init_image
 from dalle.pipelines.prompts import check_text, encode_negative, encode_negatives, encode_prompts, takes_negative
 from dalle.pipelines.request import Request, check_request, known_codes_of
 from dalle.pipelines.result import Result
+from dalle.pipelines.sizes import draws, sized
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
-
-_DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP, whose activations outweigh the codes'
 
 
 class TextToImage:
@@ -47,7 +47,8 @@ class TextToImage:
         clip: ranks candidates; None if there is none.
         sampling: sampling options that a call does not give.
         model_hash: sha256 of the weights and of the components they were trained with; "" if not from a folder.
-        image_size: height and width of the images, in pixels.
+        image_size: height and width of the images that the image tokenizer is meant for, in pixels.
+        size: width and height of the images, in pixels.
     """
 
     def __init__(
@@ -69,6 +70,43 @@ class TextToImage:
         self.clip, self.model_hash = clip, model_hash
         self.sampling = SamplingConfig() if sampling is None else sampling
         self.image_size: int = image_tokenizer.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes of the images."""
+        return self.model.config.grid
+
+    @property
+    def size(self) -> Size:
+        """See the class."""
+        rows, columns = self.grid
+        return columns * self.image_tokenizer.factor, rows * self.image_tokenizer.factor
+
+    def grid_of(self, size: Size | None) -> tuple[int, int]:
+        """Rows and columns of codes of images of a size that the model draws; None: its own."""
+        width, height = size or self.size
+        return height // self.image_tokenizer.factor, width // self.image_tokenizer.factor
+
+    def draws(self, size: str | Size) -> bool:
+        """Whether the model draws images of a size, as for `sized`."""
+        size = read_size(size) if isinstance(size, str) else size
+        return draws(self.model, self.image_tokenizer.factor, size)
+
+    def sized(self, size: str | Size) -> TextToImage:
+        """The same pipeline for images of another size; all weights are shared.
+
+        Args:
+            size: "WIDTHxHEIGHT" in pixels, or width and height.
+
+        Raises:
+            ValueError: the model does not draw it; many draw one size only.
+        """
+        size = read_size(size) if isinstance(size, str) else size
+        if size == self.size:
+            return self
+        view = copy.copy(self)
+        view.model, view.text_tokenizer = sized(self.model, self.text_tokenizer, self.image_tokenizer.factor, size)
+        return view
 
     @classmethod
     def from_pretrained(
@@ -138,6 +176,7 @@ class TextToImage:
         progress: Progress | None = None,
         distinct: bool = True,
         negative: str | None = None,
+        size: str | Size | None = None,
         **options: Any,
     ) -> list[Result]:
         """Generate `n` candidates per prompt and return the best `keep`.
@@ -150,7 +189,7 @@ class TextToImage:
             n: candidates per prompt.
             keep: number of candidates to return; None returns all. Fewer than `n` needs a CLIP, which chooses them.
             seed: seed of the first candidate, 0 or more.
-            image: image to complete (`keep_rows`) or edit (`mask`). Its center square is resized to the model's size;
+            image: image to complete (`keep_rows`) or edit (`mask`). Its center is cropped and resized to the size;
                 transparency becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
                 Their pixels are decoded from the codes, so they are close to those of `image`, not equal.
@@ -159,6 +198,7 @@ class TextToImage:
             progress: called after each step.
             distinct: whether `keep` skips near-duplicates as long as there are other images.
             negative: negative prompt, which guidance leads away from, of a model that takes one (Emu3); None: its own.
+            size: "WIDTHxHEIGHT" in pixels, or width and height, of a model that draws several (`sized`); None: its own.
             options: fields of `SamplingConfig`, None for the model's own (`sampling`); and of `EngineOptions`, which
                 affect speed and memory only.
 
@@ -168,6 +208,7 @@ class TextToImage:
         Raises:
             ValueError: an option is out of range, or options do not go together.
         """
+        pipe = self if size is None else self.sized(size)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = check_request(prompts, n, keep, seed, self.clip is not None)
         # What is left after these affects the images, and `updated` refuses unknown names
@@ -175,10 +216,10 @@ class TextToImage:
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
         sampling = self.sampling.updated(**options)
-        init_image = self.encode_init_image(image, keep_rows, mask)
+        init_image = pipe.encode_init_image(image, keep_rows, mask)
         seeds = tuple(range(seed, seed + n))
         requests = [Request(prompt, seeds, sampling, init_image, negative=negative) for prompt in prompts]
-        return [result.best(keep, distinct) for result in self.draw(requests, engine, progress=progress)]
+        return [result.best(keep, distinct) for result in pipe.draw(requests, engine, progress=progress)]
 
     @torch.no_grad()
     def draw(
@@ -192,8 +233,8 @@ class TextToImage:
         """Generate the images of requests with different options in one batch, each the same as it is alone.
 
         Args:
-            requests: at least one. It is fastest if all keep equally many tokens at the start of their images: the
-                tokens that all of them know run in one pass.
+            requests: at least one, all of one size. It is fastest if all keep equally many tokens at the start of their
+                images: the tokens that all of them know run in one pass.
             engine: options that affect speed and memory only.
             progress: called after each step.
             watch: called after each step with the codes so far; an exception in it ends the generation.
@@ -202,9 +243,15 @@ class TextToImage:
             One result per request, its candidates in the order of their seeds.
 
         Raises:
-            ValueError: there is no request, one without seeds, or a negative prompt that the model does not take.
+            ValueError: there is no request, one without seeds, or a negative prompt or size that the model does not
+                take.
         """
-        known_codes, known_mask = known_codes_of(requests, self.image_tokenizer.grid)
+        sizes = {request.size or self.size for request in requests}
+        if len(sizes) > 1:
+            raise ValueError(f"requests of one batch have one size, these {len(sizes)}: draw them one after the other")
+        if sizes - {self.size}:
+            return self.sized(*sizes).draw(requests, engine, progress=progress, watch=watch)
+        known_codes, known_mask = known_codes_of(requests, self.grid)
         text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
         negatives = [request.negative for request in requests]
         codes = generate(
@@ -228,7 +275,7 @@ class TextToImage:
         Raises:
             ValueError: a negative prompt that the model does not take.
         """
-        known_codes, known_mask = known_codes_of(requests, self.image_tokenizer.grid)
+        known_codes, known_mask = known_codes_of(requests, self.grid)
         text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
         negatives = [request.negative for request in requests]
         negative = encode_negatives(self.model, self.text_tokenizer, text, negatives)
@@ -269,51 +316,9 @@ class TextToImage:
         Raises:
             ValueError: the arguments contradict each other.
         """
-        return encode_init_image(self.image_tokenizer, image, keep_rows, mask)
+        return encode_init_image(self.image_tokenizer, self.size, image, keep_rows, mask)
 
     @torch.no_grad()
     def finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
         """Decode and score the codes [B, h, w] of all requests' candidates."""
-        owners = [request for request in requests for _ in request.seeds]  # [B], the request of each candidate
-        decoded: list[Image.Image] = []
-        scores: list[float | None] = []
-        for first in range(0, len(codes), _DECODE_BATCH):
-            own = owners[first : first + _DECODE_BATCH]
-            images = self._decode(codes[first : first + _DECODE_BATCH])
-            # Requests of one batch may start from different images, or from none
-            for number, owner in enumerate(own):
-                if owner.init_image is not None:
-                    images[number] = owner.init_image.paste(images[number])
-            decoded += to_images(images)
-            scores.extend(self._scores(images, own))
-        results, start = [], 0
-        for request in requests:
-            part = slice(start, start + len(request.seeds))
-            start = part.stop
-            # A request is scored as a whole or not at all
-            own_scores = [value for value in scores[part] if value is not None] or None
-            results.append(Result(request.prompt, decoded[part], own_scores, codes[part].cpu(), list(request.seeds)))
-        return results
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] of codes [B, h, w].
-
-        On a CPU one by one: convolutions of a batch round otherwise, and an image of a batch must be the one that it is
-        alone to the last bit.
-        """
-        parts = codes.split(1 if codes.device.type == "cpu" else len(codes))
-        return torch.cat([self.image_tokenizer.decode(part).float() for part in parts])
-
-    def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
-        """CLIP's score of each image [B, 3, H, W]; None where the request does not ask for one."""
-        # Only images to be scored go through CLIP: a server's client that wants one image needs no ranking
-        rows = [i for i, owner in enumerate(owners) if owner.scored]
-        found: list[float | None] = [None] * len(owners)
-        if self.clip is None or not rows:
-            return found
-        cosines = score(self.clip, images[rows], [owners[i].prompt for i in rows])
-        # A SigLIP's cosines are small even for matching pairs; its sigmoid with the learned bias is a probability
-        values = self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines
-        for i, value in zip(rows, values.tolist(), strict=True):
-            found[i] = value
-        return found
+        return finished(self.image_tokenizer, self.clip, codes, requests)

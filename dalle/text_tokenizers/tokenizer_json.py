@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from dalle.config import config
-from dalle.config.ranges import Size
+from dalle.config.ranges import NonNegativeInt, Size
 from dalle.files import install_command
 from dalle.text_tokenizers.base import TextTokenizer, check_characters
 
@@ -42,6 +43,19 @@ class JSONTokenizerConfig:
     """The prompt around a caption that guidance leads away from; empty: the model takes none."""
     end: tuple[str, ...] = ()
     """Tokens at the end of every row."""
+    grid: tuple[Size, Size] | None = None
+    """Rows and columns of the image's codes, where the prompt says its size. Templates and names of tokens then have
+    {rows}, {columns}, {height} and {width} (pixels), {row_number} and {column_number} in them; null: they do not."""
+    cell: Size = 16
+    """Pixels of a code's side."""
+    first_number: NonNegativeInt = 0
+    """{row_number} is this number and the rows divided by `rows_per_number`; columns likewise."""
+    rows_per_number: Size = 1
+    """Rows for each number."""
+    negative: str | None = None
+    """Caption of the null prompt, in `negative_template`; null: none."""
+    null_tokens: tuple[str, ...] = ()
+    """All tokens of the null prompt, in place of `negative`."""
     strip: bool = False
     """Remove white space around the caption."""
 
@@ -50,6 +64,24 @@ class JSONTokenizerConfig:
             raise ValueError(f"template is {self.template!r}; it must have {_CAPTION} once, where the caption goes")
         if self.negative_template and self.negative_template.count(_CAPTION) != 1:
             raise ValueError(f"negative_template is {self.negative_template!r}; it must have {_CAPTION} once")
+        for text in (*self.template.split(_CAPTION), *self.negative_template.split(_CAPTION), *self.end):
+            self.written(text)
+
+    def written(self, text: str) -> str:
+        """A part of a template, or a token's name, with the size of the image in it.
+
+        Raises:
+            ValueError: it has something else in braces.
+        """
+        if self.grid is None:
+            return text
+        (rows, columns), per = self.grid, self.rows_per_number
+        numbers = {"row_number": self.first_number + rows // per, "column_number": self.first_number + columns // per}
+        pixels = {"height": rows * self.cell, "width": columns * self.cell}
+        try:
+            return text.format(rows=rows, columns=columns, **pixels, **numbers)
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(f"{text!r} has something in braces that is not the size of an image") from None
 
 
 class JSONTokenizer(TextTokenizer):
@@ -75,8 +107,27 @@ class JSONTokenizer(TextTokenizer):
             )
         self.pad_id = self.id_of(config.pad)
         self.begin = (self.id_of(config.begin),) if config.begin else ()
-        self.end = tuple(map(self.id_of, config.end))
-        self._before, _, self._after = config.template.partition(_CAPTION)
+        self._set_prompt()
+
+    def sized(self, grid: tuple[int, int]) -> JSONTokenizer:
+        """The same tokenizer with the prompt for images of another grid of codes; this one, if the prompt has no size.
+
+        Raises:
+            ValueError: there is no token for such a size.
+        """
+        if self.config.grid is None:
+            return self
+        # Not copy.copy, which would read the file again (`__reduce__`)
+        found = object.__new__(JSONTokenizer)
+        found.__dict__.update(self.__dict__)
+        found.config = replace(self.config, grid=grid)
+        found._set_prompt()
+        return found
+
+    def _set_prompt(self) -> None:
+        config = self.config
+        self.end = tuple(self.id_of(config.written(name)) for name in config.end)
+        self._before, self._after = map(config.written, config.template.split(_CAPTION))
         self._kept = len(self._ids(self._after)) + len(self.end)  # at the end of a row that is cut
 
     def __reduce__(self) -> tuple[type[JSONTokenizer], tuple[JSONTokenizerConfig, bytes]]:
@@ -102,9 +153,15 @@ class JSONTokenizer(TextTokenizer):
         if not self.config.negative_template:
             raise ValueError("this model takes no negative prompt: leave it out")
         check_characters(caption)
-        before, _, after = self.config.negative_template.partition(_CAPTION)
+        before, after = map(self.config.written, self.config.negative_template.split(_CAPTION))
         caption = caption.strip() if self.config.strip else caption
         return [*self.begin, *self._ids(f"{before}{caption}{after}"), *self.end]
+
+    def null_ids(self) -> tuple[int, ...]:
+        """The ids of the null prompt; () if the config has none."""
+        if self.config.null_tokens:
+            return tuple(self.id_of(self.config.written(name)) for name in self.config.null_tokens)
+        return () if self.config.negative is None else tuple(self.encode_negative(self.config.negative))
 
     def files(self) -> Mapping[str, bytes]:
         """tokenizer.json, unchanged."""

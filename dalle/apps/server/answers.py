@@ -16,6 +16,7 @@ from dalle.apps.server.bodies import ImagesBody
 from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
+from dalle.images.size import Size
 from dalle.pipelines.familiarity import told
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
@@ -35,9 +36,10 @@ class Answers:
             ApiError: the size that is asked for is out of range.
         """
         self.pipe, self.body, self.order = pipe, body, order
-        self.size = _size(body.size, pipe.image_size, max_pixels)
+        own = order.request.size or pipe.size
+        self.size = _size(body.size, own, max_pixels)
         files = order.keep + order.previews * len(order.request.seeds)
-        if self.size != (pipe.image_size,) * 2 and files * self.size[0] * self.size[1] > _ANSWER * max_pixels:
+        if self.size != own and files * self.size[0] * self.size[1] > _ANSWER * max_pixels:
             message = f"size is {body.size}, of {files} images with previews: at most {_ANSWER * max_pixels:,} pixels"
             raise ApiError(f"{message} are answered with", "size")
         self.created = int(time.time())
@@ -115,7 +117,8 @@ class Answers:
         length = self.pipe.text_tokens(request.prompt)
         text = limit if length is None else min(length, limit)
         kept = 0 if request.init_image is None else int(request.init_image.known_mask.sum())
-        drawn = len(request.seeds) * (self.pipe.model.config.image_length - kept)
+        rows, columns = self.pipe.grid_of(request.size)
+        drawn = len(request.seeds) * (rows * columns - kept)
         details = {"text_tokens": text, "image_tokens": kept}
         return {
             "input_tokens": text + kept,
@@ -135,9 +138,9 @@ def event(kind: str, content: dict[str, Any]) -> str:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **content}, ensure_ascii=False)}\n\n"
 
 
-def _size(given: str | None, own: int, max_pixels: int) -> tuple[int, int]:
+def _size(given: str | None, own: Size, max_pixels: int) -> Size:
     if given in (None, "auto"):
-        return own, own
+        return own
     assert given is not None
     width, height = (int(side) for side in given.split("x"))
     if not 0 < width * height <= max_pixels:

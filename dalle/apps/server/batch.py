@@ -53,6 +53,7 @@ class Batches:
 
     def __init__(self, pipe: TextToImage, engine: EngineOptions, metrics: Metrics, host: Host) -> None:
         self.pipe, self.engine, self.metrics, self.host = pipe, engine, metrics, host
+        self.sized = pipe  # for images of the size of the batch at hand
         self._words: dict[str, tuple[str, ...]] = {}  # prompt -> words that the model has hardly seen
 
     def unfamiliar(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
@@ -65,8 +66,10 @@ class Batches:
         return [self._words[prompt] for prompt in prompts]
 
     def draw(self, units: list[Unit]) -> None:
-        """Generate units of one lead; whatever happens, each is reported and its slot released."""
+        """Generate units of one lead and size; whatever happens, each is reported and its slot released."""
         self.metrics.observe("dalle_batch_size", len(units))
+        size = units[0].job.request.size
+        self.sized = self.pipe if size is None else self.pipe.sized(size)
         before = time.perf_counter()
         while units:
             try:
@@ -109,7 +112,7 @@ class Batches:
 
     def _resumed(self, given: InitImage | None, codes: Tensor, settled: int) -> InitImage:
         """An init image that keeps what was given and the first `settled` codes of [N]."""
-        grid = self.pipe.image_tokenizer.grid
+        grid = self.sized.grid
         known = torch.zeros(grid, dtype=torch.bool) if given is None else given.known_mask.clone()
         own = torch.zeros(grid, dtype=torch.int64) if given is None else given.codes.reshape(-1, *grid)[0].cpu().clone()
         known.view(-1)[:settled] = True
@@ -142,7 +145,7 @@ class Batches:
             self._between_steps(units, rows, codes, settled, last)
             last = settled
 
-        results = self.pipe.draw(requests, self.engine, watch=watch)
+        results = self.sized.draw(requests, self.engine, watch=watch)
         single = [_one(result, place) for result in results for place in range(len(result.seeds))]
         return [single[row] for row in rows]
 
@@ -159,10 +162,10 @@ class Batches:
 
     def preview(self, unit: Unit, codes: Tensor, settled: int) -> Image.Image:
         """The finished rows of codes [N], decoded; below them the init image, or gray."""
-        pipe, given = self.pipe, _init_image(unit)
-        rows, columns = pipe.image_tokenizer.grid
+        pipe, given = self.sized, _init_image(unit)
+        rows, columns = pipe.grid
         pixels = pipe.image_tokenizer.decode(codes.view(1, rows, columns)).float()[0]  # [3, H, W]
-        edge = settled // columns * (pipe.image_size // rows)  # the first row of pixels without codes
+        edge = settled // columns * pipe.image_tokenizer.factor  # the first row of pixels without codes
         if given is not None and given.inpaint_mask is not None and given.image is not None:
             pixels = given.paste(pixels)
             pixels[:, edge:] = given.image.to(pixels.device)[:, edge:]

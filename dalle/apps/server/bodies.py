@@ -49,7 +49,8 @@ class ImagesBody(_SamplingBody):
     n: int = Field(1, ge=1)
     """Number of images in the answer."""
     size: str | None = Field(None, pattern=r"^(auto|\d{1,5}x\d{1,5})$")
-    """WIDTHxHEIGHT: images are resized from the model's size at the end; auto is the model's size."""
+    """WIDTHxHEIGHT: images are drawn in it by a model that draws several sizes, else resized from the model's size at
+    the end; auto is the model's size."""
     response_format: Literal["b64_json", "url"] | None = None
     """b64_json, or url: a data: URL, as the server keeps no files."""
     output_format: Literal["png", "webp", "jpeg"] = "png"

@@ -24,6 +24,7 @@ from dalle.apps.server.queue import Full, Job
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
 from dalle.device import out_of_memory
+from dalle.images.size import Size
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.request import Request
 from dalle.pipelines.result import Result
@@ -82,10 +83,23 @@ class Drawing:
         except ValueError as error:
             raise ApiError(str(error), str(error).partition(" ")[0]) from None  # which begins with the option's name
         seeds = tuple(range(seed, seed + count))
-        request = Request(prompt, seeds, sampling, init_image, scored=count > body.n, negative=body.negative)
+        size = None if init_image is not None else self._drawn_size(body.size)
+        scored = count > body.n
+        request = Request(prompt, seeds, sampling, init_image, scored=scored, negative=body.negative, size=size)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
+        options |= {} if size is None else {"size": body.size}
         options |= {} if body.negative is None else {"negative": body.negative}
         return Order(request, body.n, options, body.partial_images, self._notes(prompt))
+
+    def _drawn_size(self, size: str | None) -> Size | None:
+        """The size that images are drawn in, if another than the model's own; None: they are resized at the end."""
+        if size in (None, "auto"):
+            return None
+        assert size is not None
+        width, height = map(int, size.split("x"))
+        if (width, height) == self.pipe.size or not self.pipe.draws((width, height)):
+            return None
+        return width, height
 
     def _check_texts(self, prompt: str, negative: str | None) -> None:
         for name, text in (("prompt", prompt), ("negative", negative or "")):
@@ -125,8 +139,7 @@ class Drawing:
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Preview | Drawn | Failed] = asyncio.Queue()
-        columns = self.pipe.image_tokenizer.grid[1]
-        length = self.pipe.model.config.image_length
+        rows, columns = self.pipe.grid_of(order.request.size)
         given = order.request.init_image
         # Codes that are known from the start on
         lead = 0 if given is None else int(given.known_mask.flatten().int().cumprod(0).sum())
@@ -136,7 +149,7 @@ class Drawing:
             lead,
             # The listener runs in the worker's thread, which must not touch a queue of asyncio itself
             lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
-            previews(order.previews, length, columns, lead),
+            previews(order.previews, rows * columns, columns, lead),
         )
         self.taken(lambda: self.worker.submit(job))
         left = len(order.request.seeds)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dalle.apps.server.events import Listener
+from dalle.images.size import Size
 
 if TYPE_CHECKING:
     from dalle.pipelines.init_image import InitImage
@@ -24,7 +25,7 @@ class Job:
     Attributes:
         request: what to generate; its seeds are the candidates.
         client: who sent it, for fairness.
-        lead: image tokens that its candidates keep at the start: batches are of one lead.
+        lead: image tokens that its candidates keep at the start: batches are of one lead and one size.
         listener: receives its events (dalle/apps/server/events.py); called in the worker's thread.
         previews: how many of the first image tokens must be drawn for each preview, in order.
         waiting: candidates that are in no batch yet.
@@ -40,6 +41,11 @@ class Job:
     waiting: deque[int] = field(default_factory=deque)
     cancelled: bool = False
     resumed: dict[int, InitImage] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> tuple[int, Size | None]:
+        """What all images of a batch have in common."""
+        return self.lead, self.request.size
 
     def __post_init__(self) -> None:
         self.waiting.extend(range(len(self.request.seeds)))
@@ -93,17 +99,17 @@ class FairQueue:
         self.clients.setdefault(job.client, deque()).append(job)
 
     def take(self, size: int, mixed: bool = False) -> list[Unit]:
-        """At most `size` images, all of the lead of the one that has waited longest in its turn unless `mixed`."""
+        """At most `size` images, all of the kind of the one that has waited longest in its turn unless `mixed`."""
         units: list[Unit] = []
-        lead: int | None = None
+        kind: tuple[int, Size | None] | None = None
         turn = deque(self.clients)  # a copy, as clients move below
         while turn and len(units) < size:
             client = turn.popleft()
             jobs = self.clients[client]
-            job = next((one for one in jobs if one.waiting and (mixed or lead in (None, one.lead))), None)
+            job = next((one for one in jobs if one.waiting and (mixed or kind in (None, one.kind))), None)
             if job is None:
                 continue
-            lead = job.lead
+            kind = job.kind
             units.append(Unit(job, job.waiting.popleft()))
             if not job.waiting:
                 jobs.remove(job)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle_config import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 _FAMILIES = {False: "an Anole (Chameleon)", True: "a Lumina-mGPT (Chameleon)"}
@@ -35,9 +35,12 @@ _VQ_NAMES = ("vqgan.ckpt", "tokenizer/vqgan.ckpt")
 _ROWS, _LUMINA_ROWS = 32, 48  # 512 and 768 pixels
 _CELL = 16  # pixels of a code
 # End of turn and begin of image go by these names in its vocabulary (chameleon/inference/vocab.py)
-_BEGIN, _PAD, _TURN, _IMAGE = "<s>", "<pad>", "<reserved08706>", "<racm3:break>"
-_NEW_LINE, _NUMBERS = "<reserved08799>", 8800  # the number n is called <reserved0880n>
-_LUMINA_TEMPLATE = "Generate an image of {size}x{size} according to the following prompt:\n{{}}"
+_BEGIN, _PAD, TURN, IMAGE = "<s>", "<pad>", "<reserved08706>", "<racm3:break>"
+NEW_LINE, _NUMBERS = "<reserved08799>", 8800  # the number n is called <reserved0880n>
+NUMBERED = 32
+"""Pixels of a cell whose rows and columns a Lumina-mGPT counts."""
+_LUMINA_TEMPLATE = "Generate an image of {width}x{height} according to the following prompt:\n{}"
+_LUMINA_SIZE = ("<reserved{row_number:05d}>", "<reserved{column_number:05d}>")  # height first
 _LAYER = r"layers\.(\d+)\."
 _BLOCK = r"transformer.blocks.\1."
 _RULES = (
@@ -100,30 +103,47 @@ def _load(files: llama.Files, lumina: bool) -> llama.LanguageModel:
         llama.word_count(files.tensors),
         rows if lumina else None,
     )
-    model = read(files.tensors, settings, words, rows, files.given, lumina=lumina)
+    kind = Kind(
+        _FAMILIES[lumina], LICENSE, words, code_ids(words.vocabulary), rows, NUMBERED // _CELL if lumina else None
+    )
+    model = read(files.tensors, settings, kind, files.given)
     file = next((folder / name for name in _VQ_NAMES if (folder / name).is_file()), None)
     images = None if file is None else read_image_tokenizer(file)  # others are fetched
     return llama.LanguageModel(model, words, LUMINA_SAMPLING if lumina else SAMPLING, images, IMAGES)
 
 
-def read(
-    published: dict[str, Tensor],
-    settings: Mapping[str, Any],
-    words: JSONTokenizer,
-    rows: int,
-    given: Mapping[str, Any],
-    *,
-    lumina: bool = False,
-) -> Published:
+@dataclass(frozen=True)
+class Kind:
+    """What models of this transformer differ in.
+
+    Attributes:
+        family: name in messages.
+        license: license of the weights.
+        words: the text tokenizer, with the prompt.
+        codes: ids of the image codes in their order, int64 [V].
+        rows: rows of image codes.
+        multiple: of a model that reads row ends and draws other grids too, what their sides are multiples of; None: it
+            has one grid, and no row ends.
+        text_vocab: rows of the text embedding; None: as many as there are.
+    """
+
+    family: str
+    license: str
+    words: JSONTokenizer
+    codes: Tensor
+    rows: int
+    multiple: int | None = None
+    text_vocab: int | None = None
+
+
+def read(published: dict[str, Tensor], settings: Mapping[str, Any], kind: Kind, given: Mapping[str, Any]) -> Published:
     """Convert the tensors of a checkpoint.
 
     Args:
         published: tensors by their published names.
         settings: content of config.json or params.json; {} if there is none.
-        words: the text tokenizer, which says which ids are image codes.
-        rows: rows of image codes.
+        kind: which of the models it is.
         given: the user's options: `heads`.
-        lumina: whether it is a Lumina-mGPT.
 
     Raises:
         ValueError: they are of something else, incomplete, or without a head for image codes.
@@ -138,8 +158,8 @@ def read(
         for name in (f"transformer.blocks.{layer}.attention.{p}_norm.{w}" for p in "qk" for w in ("weight", "bias")):
             own = llama.take(tensors, name, rules)
             state[name] = _per_head(own, transformer.heads, transformer.head_width, meta)
-    codes = code_ids(words.vocabulary)
-    # Both have rows for words and codes. Prompts read the whole table; images need the codes' rows of either
+    codes, words = kind.codes, kind.words
+    # Both have rows for words and codes. Prompts read the first, images the codes' rows of either
     table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
     del state["head"]
     if int(codes.max()) >= min(len(table), len(head)):
@@ -148,25 +168,28 @@ def read(
     if not head[codes[0]].any():
         raise ValueError("its head for image codes is zero (a Chameleon as Meta published it): it draws no images")
     # Row ends are read and never predicted here, so they have an embedding and no row in the head
-    inputs = torch.cat((codes, torch.tensor([words.id_of(_NEW_LINE)]))) if lumina else codes
+    inputs = codes if kind.multiple is None else torch.cat((codes, torch.tensor([words.id_of(NEW_LINE)])))
+    if kind.text_vocab is not None:  # rows of image codes are in a table of their own, and no prompt has their ids
+        state["text_embedding.weight"] = table[: kind.text_vocab]
     state["image_embedding.weight"], state["image_head.weight"] = _rows(table, inputs), _rows(head, codes)
     config = DALLEConfig(
         transformer=replace(transformer, qk_norm=True, qk_norm_kind="own"),
-        text_vocab=len(table),
+        text_vocab=len(table) if kind.text_vocab is None else kind.text_vocab,
         text_length=llama.TEXT_LENGTH,
         image_vocab=len(codes),
-        grid=(rows, rows),
-        row_ends=lumina,
+        grid=(kind.rows, kind.rows),
+        grids=None if kind.multiple is None else GridsConfig(most=kind.rows**2, multiple=kind.multiple),
+        row_ends=kind.multiple is not None,
         positions="rope_1d",
         rope_base=base,
         pad_id=words.pad_id,
         padding="left",
         # Lumina-mGPT: begin of image and its size. Anole: begin of text and begin of image
-        null_ids=words.end[1:] if lumina else (words.id_of(_BEGIN), words.id_of(_IMAGE)),
+        null_ids=words.null_ids() or (words.id_of(_BEGIN), words.id_of(IMAGE)),
         text_head=False,
         head_bias=False,
     )
-    return Published(_FAMILIES[lumina], LICENSE, config, state, dropped, rules)
+    return Published(kind.family, kind.license, config, state, dropped, rules)
 
 
 def text_tokenizer(content: bytes, words: int, lumina_rows: int | None = None) -> JSONTokenizer:
@@ -180,15 +203,34 @@ def text_tokenizer(content: bytes, words: int, lumina_rows: int | None = None) -
     Raises:
         ValueError: it is another tokenizer, or a Lumina-mGPT has an odd number of rows.
     """
-    template, end = "{}", [_TURN, _IMAGE]
-    if lumina_rows is not None:
-        if lumina_rows % 2:
-            # Sizes are counted in cells of two codes
-            raise ValueError(f"grid is {lumina_rows}; a Lumina-mGPT draws an even number of rows of image tokens")
-        template = _LUMINA_TEMPLATE.format(size=lumina_rows * _CELL)
-        end += [f"<reserved{_NUMBERS + lumina_rows // 2:05d}>"] * 2  # in cells of 32 pixels, height and width
-    config = JSONTokenizerConfig(vocab_size=words, pad=_PAD, begin=_BEGIN, template=template, end=tuple(end))
-    return JSONTokenizer(config, content)
+    config = JSONTokenizerConfig(vocab_size=words, pad=_PAD, begin=_BEGIN, end=(TURN, IMAGE))
+    return JSONTokenizer(config if lumina_rows is None else with_size(config, lumina_rows, _CELL), content)
+
+
+def with_size(config: JSONTokenizerConfig, rows: int, cell: int) -> JSONTokenizerConfig:
+    """The prompt of a Lumina-mGPT, which says the image's size in pixels and in cells of 32 pixels.
+
+    Args:
+        config: with the prompt's last tokens.
+        rows: rows of codes of a square image.
+        cell: pixels of a code's side.
+
+    Raises:
+        ValueError: these are no whole cells.
+    """
+    numbered = NUMBERED // cell
+    if rows % numbered:
+        raise ValueError(f"grid is {rows}; this Lumina-mGPT draws rows of image tokens in multiples of {numbered}")
+    return replace(
+        config,
+        template=_LUMINA_TEMPLATE,
+        end=(*config.end, *_LUMINA_SIZE),
+        null_tokens=(IMAGE, *_LUMINA_SIZE),
+        grid=(rows, rows),
+        cell=cell,
+        first_number=_NUMBERS,
+        rows_per_number=numbered,
+    )
 
 
 def _lumina_rows(source: Path) -> int:

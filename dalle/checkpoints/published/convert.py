@@ -11,7 +11,7 @@ from typing import Any
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.checkpoints.published import mindalle
+from dalle.checkpoints.published import ibq, mindalle
 from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
@@ -68,7 +68,8 @@ def convert(
         raise ValueError(f"{out} exists: give a new folder")
     path = resolve(source)
     given = dict(given or {})
-    if "image_size" in given and (path / "config.yaml").is_file() and not mindalle.is_there(path):
+    ours = (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path)
+    if "image_size" in given and ours:
         return _convert_own_tokenizer(path, out, storage, given)
     stage = stage_of(path)
     if stage == "unclip":
@@ -163,7 +164,7 @@ def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Stora
 def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch: Path) -> dict[str, Path]:
     """Folders with the tokenizers of a model: those given, or those in its files."""
     parts: dict[str, Path] = {}
-    if images is not None and (resolve(images) / "config.yaml").is_file():
+    if images is not None and (resolve(images) / "config.yaml").is_file() and not ibq.is_there(resolve(images)):
         parts["image_tokenizer"] = resolve(images)
     else:
         found = model.image_tokenizer if images is None else read_image_tokenizer(resolve(images))

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from dalle.checkpoints.published import emu3_tokenizer, llama, tiktoken
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle_config import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "an Emu3"
@@ -37,11 +36,13 @@ NEGATIVE = (
 _ROWS = 90  # 720 pixels
 _TIKTOKEN, _VISION = "emu3.tiktoken", "emu3_vision_tokens.txt"
 # Begin of text and end of line of Emu3Tokenizer
-_PAD, _BEGIN, _ROW_END = "<|endoftext|>", "<|extra_203|>", "<|extra_200|>"
-_SPECIAL = (_PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
+PAD, BEGIN, _ROW_END = "<|endoftext|>", "<|extra_203|>", "<|extra_200|>"
+_SPECIAL = (PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 _CODE = re.compile(r"<\|visual token (\d{6})\|>")
-# Its image_generation.py appends the first to each prompt (POSITIVE_PROMPT)
-_QUALITY, _SIZE = " masterpiece, film grained, best quality.", "<|image start|>{rows}*{rows}<|image token|>"
+_QUALITY = " masterpiece, film grained, best quality."  # POSITIVE_PROMPT of its image_generation.py
+SIZE = "<|image start|>{rows}*{columns}<|image token|>"
+"""Behind the caption in a prompt: the grid of the image, whose codes follow."""
+_CELL = 8  # pixels of a code
 _LAYOUTS = (  # pattern of what is in front of the blocks, pattern of the head
     ("model", "lm_head"),
     (r"text_model\.model", r"text_model\.lm_head"),
@@ -76,48 +77,53 @@ def load(files: llama.Files) -> llama.LanguageModel:
     """
     if "emu3-chat" in str(files.source).lower():
         raise ValueError("it is an Emu3-Chat, which reads images and draws none: give BAAI/Emu3-Gen or Emu3-Stage1")
-    if any(name.endswith("self_attn.q_norm.weight") for name in files.tensors):
-        raise ValueError("it is an Emu3.5 or a Qwen3 (norms on queries and keys), which is not supported")
     rows = llama.grid_rows(files.given, _ROWS)
     found = read_words(files.folder)
     tokenizer = text_tokenizer(found, rows)
-    model = read(files.tensors, files.settings, found, tokenizer, rows, files.given)
+    # Its project rounds both sides of a ratio, which may be a few codes more than those of the square
+    grids = GridsConfig(most=(rows + 1) ** 2)
+    model = read(files, found, tokenizer, grids)
     images = emu3_tokenizer.of_model(files.tensors, rows)
     return llama.LanguageModel(model, tokenizer, SAMPLING, images, IMAGES)
 
 
 def read(
-    published: dict[str, Tensor],
-    settings: Mapping[str, Any],
+    files: llama.Files,
     words: Words,
     tokenizer: JSONTokenizer,
-    rows: int,
-    given: Mapping[str, Any],
+    grids: GridsConfig,
+    family: str = FAMILY,
+    terms: str = LICENSE,
 ) -> Published:
-    """Convert the tensors of a checkpoint.
+    """Convert the tensors of a checkpoint, of an Emu3 or of an Emu3.5, which also norms queries and keys.
 
     Args:
-        published: tensors by their published names.
-        settings: content of config.json; {} if there is none.
+        files: the checkpoint.
         words: which ids are image codes.
-        tokenizer: the text tokenizer, with the prompt for `rows`.
-        rows: rows of image codes.
-        given: the user's options: `heads`.
+        tokenizer: the text tokenizer, with the prompt for the grid that is its config's.
+        grids: which other grids it draws.
+        family: its name in messages.
+        terms: license of the weights.
 
     Raises:
         ValueError: they are of something else, or incomplete.
     """
+    published = files.tensors
     # The patterns are of literal names, so without backslashes they are the names
     front, end = next(
         (layout for layout in _LAYOUTS if layout[0].replace("\\", "") + ".embed_tokens.weight" in published),
         _LAYOUTS[0],
     )
-    rules = (*llama.rules(front), (rf"{end}\.weight", "head"))
+    norms = (rf"{front}\.layers\.(\d+)\.self_attn\.([qk]_norm)\.weight", r"transformer.blocks.\1.attention.\2.weight")
+    rules = (*llama.rules(front), norms, (rf"{end}\.weight", "head"))
     tensors, dropped = rename_tensors(published, rules, _DROPPED, recognized=True)
     blocks = llama.Blocks(rules, eps=1e-5, rope_base=1e6)
     # transformers nests the language model's part
-    own = llama.section(settings, "text_config") or settings
-    state, transformer, base = llama.fuse(tensors, own, given, blocks)
+    own = llama.section(files.settings, "text_config") or files.settings
+    state, transformer, base = llama.fuse(tensors, own, files.given, blocks)
+    normed = any(name.endswith("attention.q_norm.weight") for name in tensors)
+    grid = tokenizer.config.grid
+    assert grid is not None  # its prompt says it
     table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
     del state["head"]
     if int(words.codes.max()) >= min(len(table), len(head)):
@@ -130,21 +136,22 @@ def read(
     state["text_embedding.weight"] = table[:count]
     state["image_embedding.weight"], state["image_head.weight"] = _rows(table, inputs), _rows(head, words.codes)
     config = DALLEConfig(
-        transformer=transformer,
+        transformer=replace(transformer, qk_norm=True, qk_norm_kind="rms") if normed else transformer,
         text_vocab=count,
         text_length=llama.TEXT_LENGTH,
         image_vocab=len(words.codes),
-        grid=(rows, rows),
+        grid=grid,
+        grids=grids,
         row_ends=True,
         positions="rope_1d",
         rope_base=base,
         pad_id=tokenizer.pad_id,
         padding="left",
-        null_ids=tuple(tokenizer.encode_negative(NEGATIVE)),
+        null_ids=tokenizer.null_ids(),
         text_head=False,
         head_bias=False,
     )
-    return Published(FAMILY, LICENSE, config, state, dropped, rules)
+    return Published(family, terms, config, state, dropped, rules)
 
 
 def text_tokenizer(words: Words, rows: int) -> JSONTokenizer:
@@ -153,14 +160,16 @@ def text_tokenizer(words: Words, rows: int) -> JSONTokenizer:
     Raises:
         ValueError: it is another tokenizer.
     """
-    size = _SIZE.format(rows=rows)
     # Codes come last: a prompt's ids are below them
     config = JSONTokenizerConfig(
         vocab_size=int(words.codes.min()),
-        pad=_PAD,
-        begin=_BEGIN,
-        template=f"{{}}{_QUALITY}{size}",
-        negative_template=f"{{}}{size}",
+        pad=PAD,
+        begin=BEGIN,
+        template="{}" + _QUALITY + SIZE,
+        negative_template="{}" + SIZE,
+        grid=(rows, rows),
+        cell=_CELL,
+        negative=NEGATIVE,
     )
     return JSONTokenizer(config, words.content)
 

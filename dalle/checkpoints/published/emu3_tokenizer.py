@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dalle.checkpoints.published.folding import Part, conv, fold, plain, same
 from dalle.checkpoints.published.state import Published, count, shape
-from dalle.image_tokenizers import Emu3VQConfig
+from dalle.image_tokenizers import Emu3VQConfig, VQGANConfig
 
 FAMILY = "the image tokenizer of Emu3"
 LICENSE = "Apache-2.0 (huggingface.co/BAAI/Emu3-VisionTokenizer)"
@@ -97,7 +97,6 @@ def _parts(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
     for name in ("quant_conv", "post_quant_conv"):
         yield from conv(name, f"{name}.conv", _last)
     for side in ("encoder", "decoder"):
-        yield from plain((f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out"))
         for block in range(config.blocks):
             yield from _stack(f"{side}_stack.{block}", f"{side}.time_res_stack.{block}")
         for step in range(_STEPS):
@@ -105,17 +104,29 @@ def _parts(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
             # The first step makes two frames side by side, each with the bias
             bias = _twice if side == "encoder" and not step else same
             yield from conv(f"{side}_time.{step}", f"{side}.time_conv.{step}.conv.conv", kernel, bias)
+    yield from autoencoder(config.encoder(), theirs)
+
+
+def autoencoder(config: VQGANConfig, theirs: bool) -> Iterator[Part]:
+    """Encoder and decoder of a MoVQGAN, which Emu3's tokenizer has too.
+
+    Args:
+        config: the shape of the encoder.
+        theirs: in transformers' layout, not that of the projects.
+    """
+    for side in ("encoder", "decoder"):
+        yield from plain((f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out"))
     yield from plain([("encoder.norm_out", "encoder.norm_out")])
     yield from plain(_modulated("decoder.norm_out", "decoder.norm_out"))
     yield from _encoder(config, theirs)
     yield from _decoder(config, theirs)
 
 
-def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
+def _encoder(config: VQGANConfig, theirs: bool) -> Iterator[Part]:
     down = "encoder.down_block.down" if theirs else "encoder.down"
     last = len(config.channel_multipliers) - 1
     blocks, before = [], config.channels
-    for level, width in enumerate(config.encoder().widths):
+    for level, width in enumerate(config.widths):
         for block in range(config.blocks):
             # The last says whether widths differ: then there is a shortcut
             blocks.append((f"encoder.down.{level}.block.{block}", f"{down}.{level}.block.{block}", before != width))
@@ -136,12 +147,12 @@ def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
             yield from conv(f"{ours}.{mine}", part, _kernel)
 
 
-def _decoder(config: Emu3VQConfig, theirs: bool) -> Iterator[Part]:
+def _decoder(config: VQGANConfig, theirs: bool) -> Iterator[Part]:
     up, mid = ("decoder.up_block.up", "decoder.middle_block") if theirs else ("decoder.up", "decoder.mid")
     last = len(config.channel_multipliers) - 1
     blocks = [(f"decoder.mid.{2 * number}", f"{mid}.block_{number + 1}", False) for number in range(2)]
     attentions = [("decoder.mid.1", mid, "")]
-    widths, number = config.encoder().widths, 0
+    widths, number = config.widths, 0
     before = widths[-1]
     for level in range(last, -1, -1):  # in the order in which they run
         for block in range(config.blocks + 1):  # one more than the encoder has

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published import cosmos, discrete_vae, emu3_tokenizer, janus, openai_dvae, vqgan
+from dalle.checkpoints.published import cosmos, discrete_vae, emu3_tokenizer, ibq, janus, movqgan, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES, read_stored_state, weights_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, named_tensors, strip_wrappers, training_options
@@ -31,13 +31,15 @@ def read_image_tokenizer(source: Path) -> Published:
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
-    if (source / "config.yaml").is_file():
+    if (source / "config.yaml").is_file() and not ibq.is_there(source):
         raise ValueError(f"{source} has a config.yaml: it is already a model folder")
     try:
         if openai_dvae.is_there(source):
             return openai_dvae.read(source)
         if cosmos.is_there(source):
             return cosmos.read(source)
+        if ibq.is_there(source):
+            return ibq.read(named_tensors(read_pickled(ibq.weights_of(source))), source)
         files = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
         own = _of_model(source)
         if own is not None:
@@ -47,9 +49,14 @@ def read_image_tokenizer(source: Path) -> Published:
             tree = read_pickled(checkpoints[0])
             if discrete_vae.is_of(tree):
                 return discrete_vae.read(tree["hparams"], strip_wrappers(tree["weights"]))
+            tensors = named_tensors(tree)
+            if movqgan.is_of(tensors):
+                return movqgan.read(tensors)
             options = _options(source)
             size = _IMAGE_SIZE if options is None else vqgan.resolution(*options)
-            found = vqgan.read(named_tensors(tree), size, training_options(tree))
+            found = vqgan.read(tensors, size, training_options(tree))
+            if options is None and ibq.is_of(found):
+                return ibq.read(tensors)
             if options is None:
                 vqgan.reject_ibq(found)
             return found
@@ -60,9 +67,15 @@ def read_image_tokenizer(source: Path) -> Published:
         raise ValueError(f"{source} is a part of a pipeline of diffusers: give the whole folder, {source.parent}")
     raise ValueError(
         f"{source} is not an image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
-        "decoder.pkl of OpenAI, one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch, one "
-        ".safetensors of Emu3, or encoder.jit and decoder.jit of Cosmos"
+        "decoder.pkl of OpenAI, one .ckpt or .pt of taming-transformers, LlamaGen, DALLE-pytorch or MoVQGAN, one "
+        ".safetensors of Emu3, model.ckpt and config.yaml of Emu3.5, or encoder.jit and decoder.jit of Cosmos"
     )
+
+
+def find_ibq(folder: Path) -> Published | None:
+    """Emu3.5's image tokenizer in a folder beside its transformer's files; None if there is none."""
+    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and ibq.is_there(path)]
+    return read_image_tokenizer(found[0]) if len(found) == 1 else None
 
 
 def tokenizer_of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -> Published | None:

@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published import chameleon, emu3, janus, liquid, llama, simplear
+from dalle.checkpoints.published import chameleon, emu3, emu35, janus, liquid, llama, lumina2, simplear
 from dalle.checkpoints.published.others import reject_unsupported
 
 _LOADERS = {
     "janus": janus.load,
     "chameleon": chameleon.load,
     "lumina": chameleon.load_lumina,
+    "lumina2": lumina2.load,
     "liquid": liquid.load,
     "emu3": emu3.load,
+    "emu35": emu35.load,
     "simplear": simplear.load,
 }
 LANGUAGE_MODELS = tuple(_LOADERS)
@@ -32,14 +34,15 @@ def family_of(tensors: Iterable[str], folder: Path) -> str | None:
     if janus.is_of(names):
         return "janus"
     if chameleon.is_of(names):
-        return "chameleon"
+        return "lumina2" if lumina2.is_of(folder) else "chameleon"
     if emu3.is_of(names):
         return "emu3"
     # All models in Hugging Face's layout have this name: config.json tells which
     if "model.embed_tokens.weight" in names:
         kind = llama.read_settings(folder / llama.SETTINGS).get("model_type")
         if kind in emu3.MODEL_TYPES:
-            return "emu3"
+            normed = any(name.endswith("self_attn.q_norm.weight") for name in names)
+            return "emu35" if normed else "emu3"
         if kind == simplear.MODEL_TYPE and simplear.is_of(names):
             return "simplear"
         return "liquid" if kind == liquid.MODEL_TYPE else None

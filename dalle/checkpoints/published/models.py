@@ -152,7 +152,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
         )
     raise ValueError(
         "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch, LlamaGen, Janus, Anole, "
-        "Liquid, Emu3 or SimpleAR, or a model folder made by train.py (config.yaml)"
+        "Lumina-mGPT, Liquid, Emu3, Emu3.5 or SimpleAR, or a model folder made by train.py (config.yaml)"
     )
 
 

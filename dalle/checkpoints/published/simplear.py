@@ -17,7 +17,7 @@ from dalle.checkpoints.published.files import read_json
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle_config import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig, tokenizer_json
 
 FAMILY = "a SimpleAR (Qwen2.5)"
@@ -102,6 +102,7 @@ def read(
         text_length=llama.TEXT_LENGTH,
         image_vocab=len(table) - count,
         grid=(rows, rows),
+        grids=GridsConfig(most=max(rows, _ROWS) ** 2, ratio=1),
         positions="rope_1d",
         rope_base=base,
         pad_id=words.pad_id,

@@ -11,7 +11,7 @@ from torch import nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.published import cosmos, dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle, unclip
+from dalle.checkpoints.published import cosmos, dalle_pytorch, ibq, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.files import read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
@@ -55,7 +55,7 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
         ValueError: it is of no known kind, or damaged.
     """
     path = resolve(source)
-    if (path / "config.yaml").is_file() and not mindalle.is_there(path):
+    if (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path):
         return f"{source}: {_describe_model_folder(path)}"
     stage = stage_of(path)
     if stage == "unclip":
@@ -71,7 +71,7 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
 
 def _describe_wrappers(source: Path) -> str:
     """A line on the wrapper parts removed from a file's tensor names."""
-    if mindalle.is_there(source) or openai_dvae.is_there(source) or cosmos.is_alone(source):
+    if mindalle.is_there(source) or openai_dvae.is_there(source) or cosmos.is_alone(source) or ibq.is_there(source):
         return ""
     file = transformer_file(source)
     if file.suffix == ".safetensors" or file.name.endswith(".json"):
@@ -95,6 +95,8 @@ def stage_of(source: Path) -> Stage:
         raise ValueError(f"{source}: no such file or folder")
     if mindalle.is_there(source):
         return "dalle"
+    if ibq.is_there(source):
+        return "image_tokenizer"
     if unclip.is_there(source):
         return "unclip"
     if (source / "config.yaml").is_file():
@@ -206,6 +208,9 @@ def _architecture(config: Any, module: nn.Module) -> dict[str, str]:
             words = f"features of {config.text_features:,} channels"
         lines["text"] = f"{config.text_length} {words}"
         lines["images"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
+        if config.grids is not None:
+            sides = f"sides in multiples of {config.grids.multiple}" if config.grids.multiple > 1 else "any sides"
+            lines["images"] += f", or other grids of at most {config.grids.most:,} codes, {sides}"
     elif isinstance(config, CLIPConfig):
         if config.missing != "image":
             lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"

@@ -107,7 +107,8 @@ def reject_ibq(found: Published) -> None:
     """Reject a checkpoint that may be an IBQ (arXiv 2412.02692), which only its sizes distinguish from taming's.
 
     IBQ picks codes by the largest dot product; by the nearest vector, three of four would silently be wrong. All its
-    published models have four blocks per level; taming's have two, and at most 16,384 codes.
+    published models have four blocks per level; taming's have two, and at most 16,384 codes. That of Emu3.5 is told by
+    its config.yaml or its 131,072 codes (`ibq`).
 
     Raises:
         ValueError: it has more blocks or codes than taming's.
@@ -118,8 +119,9 @@ def reject_ibq(found: Published) -> None:
         return
     if config.blocks >= 4 or quantizer.codebook_size > _MAX_CODES:
         raise ValueError(
-            f"it has {config.blocks} blocks per level and {quantizer.codebook_size:,} codes, like an IBQ (Emu3.5, "
-            "SEED-Voken), which is not supported; if it is of taming-transformers, put its model.yaml beside it"
+            f"it has {config.blocks} blocks per level and {quantizer.codebook_size:,} codes, like an IBQ (SEED-Voken), "
+            "which is not supported; if it is of taming-transformers, put its model.yaml beside it, if of Emu3.5 its "
+            "config.yaml"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,3 +106,14 @@ def test_dropped_jobs_are_not_taken() -> None:
 )
 def test_previews_are_sent_at_row_ends(given: Any, expected: tuple[int, ...]) -> None:
     assert previews(*given) == expected
+
+
+def test_a_batch_is_of_one_size() -> None:
+    queue = FairQueue(limit=20, per_client=20)
+    queue.add(job("a", 1))
+    wide = job("b", 1)
+    wide.request = replace(wide.request, size=(12, 4))
+    queue.add(wide)
+    queue.add(job("c", 1))
+    assert [unit.job.client for unit in queue.take(8)] == ["a", "c"]
+    assert [unit.job.client for unit in queue.take(8)] == ["b"]

@@ -21,6 +21,8 @@ from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.generate import generate
 from dalle.generation.options import SamplingConfig
 from dalle.image_tokenizers import VQConfig
+from dalle.pipelines.sizes import sized
+from dalle.text_tokenizers import JSONTokenizer
 from support.published.folders import vqgan
 from support.published.language_models import CAPTIONS, TEXTS, byte_level, greedy, randomize
 
@@ -160,42 +162,54 @@ def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str,
         assert torch.equal(drawn[row], wanted) and len(wanted.unique()) > 1
 
 
-def test_lumina_has_sizes_in_the_prompt_and_ends_of_rows(both: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
-    reference = both["transformers"][0]
+@pytest.mark.parametrize("grid", [(4, 4), (2, 6)])
+def test_lumina_has_sizes_in_the_prompt_and_ends_of_rows(
+    grid: tuple[int, int], both: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
+    reference, columns = both["transformers"][0], grid[1]
     folder = write_transformers(reference, tmp_path / "Lumina-mGPT-7B-512")
     found = read_model(folder, None, GRID)
-    model, words, one = dalle.load_model(folder, **GRID), found.text_tokenizer, tokenizer()
-    assert words is not None and found.model.family == "a Lumina-mGPT (Chameleon)" and model.config.row_ends
+    one = tokenizer()
+    assert found.text_tokenizer is not None and found.model.family == "a Lumina-mGPT (Chameleon)"
     assert found.sampling == SamplingConfig(guidance=4.0, top_k=2000)
     assert read_model(folder).model.config.grid == (32, 32)  # 512 pixels, by its name
-    start = [one.token_to_id(name) for name in ("<racm3:break>", "<reserved08802>", "<reserved08802>")]
+    model, words = sized(dalle.load_model(folder, **GRID), found.text_tokenizer, 16, (16 * columns, 16 * grid[0]))
+    assert model.config.row_ends and model.config.grid == grid and isinstance(words, JSONTokenizer)
+    names = ("<racm3:break>", *(f"<reserved{8800 + side // 2:05d}>" for side in grid))  # height first
+    start = [one.token_to_id(name) for name in names]
     line = one.token_to_id("<reserved08799>")
 
     def front(caption: str) -> list[int]:
-        text = f"Generate an image of 64x64 according to the following prompt:\n{caption}"
+        size = f"{16 * columns}x{16 * grid[0]}"  # width first
+        text = f"Generate an image of {size} according to the following prompt:\n{caption}"
         return [0, *one.encode(text, add_special_tokens=False).ids, one.token_to_id("<reserved08706>"), *start]
 
     def rows(ids: list[int], length: int) -> list[int]:
         """With a new line behind each row of codes, as the project forces them."""
         tokens = ids[:length]
         for count, number in enumerate(ids[length:], 1):
-            tokens += [number, line] if count % ROWS == 0 else [number]
+            tokens += [number, line] if count % columns == 0 else [number]
         return tokens
 
     for text in TEXTS:
         assert words.encode_ragged([text])[0] == front(text), text
     text = words.encode(CAPTIONS, model.config.text_length)
-    drawn = generate(model, text, [[0], [1]], SamplingConfig(guidance=4.0, temperature=0.0)).flatten(1)
+    drawn = generate(model, text, [[0], [1]], SamplingConfig(guidance=4.0, temperature=0.0))
+    assert drawn.shape[1:] == grid
     for row, caption in enumerate(CAPTIONS):
         prompt, null = front(caption), start
         codes: list[int] = []
-        for _ in range(ROWS**2):
+        for _ in range(grid[0] * columns):
             drawn_ids = [int(code_ids()[code]) for code in codes]
             logits, blank = (
                 next_logits(reference, rows(ids + drawn_ids, len(ids)))[-1, code_ids()] for ids in (prompt, null)
             )
             codes.append(int((blank + 4.0 * (logits - blank)).argmax()))
-        assert drawn[row].tolist() == codes and len(set(codes)) > 2
+        assert drawn[row].flatten().tolist() == codes and len(set(codes)) > 1
+    wrong = "both sides must be multiples of 32", "may be at most 4 times the shorter", "has more than 4,096 pixels"
+    for size, message in zip(((48, 32), (160, 32), (96, 96)), wrong):
+        with pytest.raises(ValueError, match=message):
+            sized(model, words, 16, size)
     with pytest.raises(ValueError, match="draws an even number of rows"):
         read_model(folder, None, {"grid": 5})
     assert read_model(both["transformers"][1], "lumina", GRID).model.config.row_ends

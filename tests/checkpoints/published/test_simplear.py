@@ -115,6 +115,17 @@ def test_a_negative_prompt_takes_the_place_of_its_own(both: dict[str, tuple[Any,
     assert torch.equal(other.codes.flatten(), wanted)
 
 
+def test_smaller_squares_are_drawn_as_transformers_draws_them(both: dict[str, tuple[Any, Path]]) -> None:
+    reference, folder = both["one file"]
+    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", image_tokenizer=folder / "DV8x16x16", **GRID)
+    (result,) = pipe("a fox", temperature=0.0, size="48x48")
+    ids = torch.arange(CODES) + simplear.tokenizer().get_vocab_size()
+    wanted = greedy(lambda i: next_logits(reference, i)[-1], prompt("a fox"), null(), ids, 9, 6.0)
+    assert torch.equal(result.codes.flatten(), wanted) and result.images[0].size == (48, 48)
+    with pytest.raises(ValueError, match="size is 48x64: this model draws square images only"):
+        pipe("a fox", size="48x64")
+
+
 def test_the_commands_sample_inspect_and_convert(
     both: dict[str, tuple[Any, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

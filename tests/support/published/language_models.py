@@ -43,7 +43,13 @@ def randomize(model: Any, seed: int = 0, scale: float = 1.5) -> Any:
 
 
 def greedy(
-    logits: Callable[[list[int]], Tensor], prompt: list[int], null: list[int], ids: Tensor, count: int, scale: float
+    logits: Callable[[list[int]], Tensor],
+    prompt: list[int],
+    null: list[int],
+    ids: Tensor,
+    count: int,
+    scale: float,
+    row_end: tuple[int, int] | None = None,
 ) -> Tensor:
     """The likeliest codes one after the other, each stream run anew over all its ids, with positions of its own.
 
@@ -54,6 +60,7 @@ def greedy(
         ids: id of each code, int64 [V].
         count: number of codes.
         scale: of guidance.
+        row_end: columns, and the id that is forced behind each row of codes; None: there is none.
 
     Returns:
         int64 [count].
@@ -61,7 +68,18 @@ def greedy(
     codes: list[int] = []
     with torch.no_grad():
         for _ in range(count):
-            drawn = [int(ids[code]) for code in codes]
+            drawn = with_row_ends([int(ids[code]) for code in codes], row_end)
             conditional, unconditional = logits(prompt + drawn)[ids], logits(null + drawn)[ids]
             codes.append(int((unconditional + scale * (conditional - unconditional)).argmax()))
     return torch.tensor(codes)
+
+
+def with_row_ends(ids: Sequence[int], row_end: tuple[int, int] | None) -> list[int]:
+    """Ids of codes with another behind each whole row of them."""
+    if row_end is None:
+        return list(ids)
+    columns, end = row_end
+    tokens: list[int] = []
+    for count, number in enumerate(ids, 1):
+        tokens += [number, end] if count % columns == 0 else [number]
+    return tokens

@@ -1,0 +1,216 @@
+"""Lumina-mGPT 2.0 writes the codes and logits of transformers' Chameleon, on random weights."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import dalle
+from dalle.__main__ import main
+from dalle.checkpoints.published import llama, lumina2
+from dalle.checkpoints.published.models import read_model
+from dalle.checkpoints.published.summary import without_weights
+from dalle.generation.options import SamplingConfig
+from support.published.autoencoders import decode, random_state
+from support.published.language_models import CAPTIONS, TEXTS, byte_level, greedy, randomize, with_row_ends
+
+transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
+ROWS, CODES, WIDTH, CELL = 8, 24, 64, 8
+GRID: dict[str, Any] = {"grid": ROWS}
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<racm3:break>", "<eoss>", "<reserved08706>"]
+SPECIAL += ["<reserved08799>", *(f"<reserved{8800 + number:05d}>" for number in range(30))]
+
+
+@cache
+def tokenizer() -> Any:
+    """A byte-level BPE, with what Qwen2.5 and the project add behind it."""
+    from tokenizers import AddedToken
+
+    one = byte_level([], 330)
+    one.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
+    return one
+
+
+def first() -> int:
+    return tokenizer().get_vocab_size(with_added_tokens=True)
+
+
+def config_of(vocab_size: int, **changes: Any) -> Any:
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }  # fmt: skip
+    return transformers.ChameleonConfig(
+        vocab_size=vocab_size, rms_norm_eps=1e-5, **(sizes | changes), vocabulary_map={"<image>": 0, "<eoss>": 1},
+        vq_config={"base_channels": 32, "embed_dim": 8, "num_embeddings": CODES, "latent_channels": 8,
+                   "resolution": 16, "channel_multiplier": [1, 1], "num_res_blocks": 1},
+    )  # fmt: skip
+
+
+@cache
+def reference() -> Any:
+    return randomize(transformers.ChameleonForConditionalGeneration(config_of(first() + CODES)), scale=3.0)
+
+
+def published(model: Any) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not name.startswith("model.vqmodel.")}
+
+
+def image_state() -> dict[str, Tensor]:
+    return random_state([32, 32, 32, 64], 1, (3,), 4, CODES, 4, modulated=True)
+
+
+def write(folder: Path) -> Path:
+    """As Alpha-VLLM/Lumina-mGPT-2.0 in two shards, with movqgan_270M.ckpt where the project wants it."""
+    (folder / "movqgan/270M").mkdir(parents=True)
+    torch.save(image_state(), folder / "movqgan/270M/movqgan_270M.ckpt")
+    state = {name: value.clone() for name, value in published(reference()).items()}
+    places = {}
+    for number, part in enumerate((sorted(state)[::2], sorted(state)[1::2]), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: state[name] for name in part}, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    settings = {"model_type": "chameleon", "num_attention_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+    settings |= {"rope_scaling": None, "hidden_act": "silu", "swin_norm": False, "vocab_size": first() + CODES}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").write_text(tokenizer().to_str())
+    words = {"bos_token": None, "eos_token": {"content": "<|endoftext|>"}, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("lumina"))
+
+
+def id_of(name: str) -> int:
+    found: int = tokenizer().token_to_id(name)
+    return found
+
+
+def start(rows: int, columns: int) -> list[int]:
+    return [id_of("<racm3:break>"), *(id_of(f"<reserved{8800 + side // 4:05d}>") for side in (rows, columns))]
+
+
+def prompt(caption: str, rows: int = ROWS, columns: int = ROWS) -> list[int]:
+    size = f"{CELL * columns}x{CELL * rows}"  # width first
+    text = f"Generate an image of {size} according to the following prompt:\n{caption}"
+    words = tokenizer().encode(text, add_special_tokens=False).ids
+    return [id_of("<|endoftext|>"), *words, id_of("<reserved08706>"), *start(rows, columns)]
+
+
+def next_logits(ids: list[int]) -> Tensor:
+    """transformers' own head hides the logits of codes."""
+    with torch.no_grad():
+        return reference().lm_head(reference().model(input_ids=torch.tensor([ids])).last_hidden_state)[0]
+
+
+def test_logits_are_those_of_transformers(folder: Path) -> None:
+    found = read_model(folder, None, GRID)
+    model, words = dalle.load_model(folder, **GRID), found.text_tokenizer
+    assert words is not None and found.model.family == "a Lumina-mGPT 2.0 (Chameleon)"
+    assert found.sampling == SamplingConfig(guidance=4.0, top_k=4096) and read_model(folder).model.config.grid == (
+        96,
+        96,
+    )
+    for text in TEXTS:
+        assert words.encode_ragged([text])[0] == prompt(text), text
+    ids = torch.arange(CODES) + first()
+    text = words.encode(CAPTIONS, model.config.text_length)
+    codes = torch.randint(CODES, (2, ROWS**2), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, blank = model(text, codes), model(model.null_text(text), codes)
+    places = torch.arange(ROWS**2) + torch.arange(ROWS**2) // ROWS
+    for row, caption in enumerate(CAPTIONS):
+        for got, front in ((ours[row], prompt(caption)), (blank[row], start(ROWS, ROWS))):
+            drawn = with_row_ends(ids[codes[row, :-1]].tolist(), (ROWS, id_of("<reserved08799>")))
+            wanted = next_logits(front + drawn)[len(front) - 1 :, ids][places]
+            span = wanted.max() - wanted.min()
+            assert (got - wanted).abs().max() < 2e-5 * span and span > 1
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
+def test_images_are_those_of_transformers_and_slow_modules(grid: tuple[int, int], folder: Path) -> None:
+    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", **GRID)
+    rows, columns = grid
+    size = CELL * columns, CELL * rows
+    ids, end = torch.arange(CODES) + first(), (columns, id_of("<reserved08799>"))
+    for result, caption in zip(pipe(CAPTIONS, size=size, temperature=0.0), CAPTIONS):
+        fronts = prompt(caption, rows, columns), start(rows, columns)
+        wanted = greedy(lambda tokens: next_logits(tokens)[-1], *fronts, ids, rows * columns, 4.0, end).view(
+            rows, columns
+        )
+        assert torch.equal(result.codes[0], wanted) and len(wanted.unique()) > 2
+        pixels = decode(image_state(), wanted[None]).clamp(0, 1)[0].permute(1, 2, 0)
+        made = torch.frombuffer(bytearray(result.images[0].tobytes()), dtype=torch.uint8).view(pixels.shape)
+        assert result.images[0].size == size and (made.float() - 255 * pixels).abs().max() < 0.52
+
+
+def test_converted_it_draws_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", **GRID)
+    (result,) = pipe("a red fox", n=2, seed=5, size="96x32", temperature=4.0)
+    assert main(["inspect", str(folder), "grid=8"]) == 0
+    told = capsys.readouterr().out
+    assert "a Lumina-mGPT 2.0" in told and "Apache-2.0" in told and told.count("tokenizer: in these files") == 2
+    assert main(["convert", str(folder), str(tmp_path / "ours"), "grid=8"]) == 0
+    again = dalle.TextToImage.from_pretrained(tmp_path / "ours", device="cpu")
+    assert again.model.config == pipe.model.config and again.sampling == pipe.sampling
+    (same,) = again("a red fox", n=2, seed=5, size="96x32", temperature=4.0)
+    assert torch.equal(same.codes, result.codes) and same.images[0].tobytes() == result.images[0].tobytes()
+
+
+def test_at_full_size_all_tensors_fit(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    with torch.device("meta"):
+        whole = transformers.ChameleonForConditionalGeneration(
+            config_of(171_384, **sizes, num_attention_heads=32, num_key_value_heads=32)
+        )
+    tensors = {name: torch.ones(()).expand(value.shape) for name, value in published(whole).items()}
+    count = sum(value.numel() for value in tensors.values())
+    assert round(count / 1e7) == 788  # 7.88 B
+    (tmp_path / "tokenizer.json").write_text(tokenizer().to_str())
+    found = lumina2.load(llama.Files(tmp_path, tmp_path, tensors, {"vocab_size": 171_384}, {}))
+    module = without_weights(found.model.config)
+    assert found.model.config.image_vocab == 16_384 and found.model.config.text_vocab == 155_000
+    found.model.check(module, "full size")
+    # Without the text head, and with a row of the table for the row ends beside those of the codes
+    assert sum(value.numel() for value in module.parameters()) == count - (155_000 - 1) * 4096
+
+
+def test_names_of_codes_in_the_tokenizer_are_left_out(folder: Path, tmp_path: Path) -> None:
+    tree = json.loads(tokenizer().to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    entry = dict(tree["added_tokens"][-1], id=first() + 3, content="<code 3>")
+    longer = json.dumps(tree | {"added_tokens": [*tree["added_tokens"], entry]}).encode()
+    assert json.loads(lumina2._only_words(longer, first())) == tree
+
+
+def test_damaged_and_foreign_files_are_one_line_errors(folder: Path, tmp_path: Path) -> None:
+    def refused(message: str, source: Path, **options: Any) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            dalle.TextToImage.from_pretrained(source, device="cpu", **{**GRID, **options})
+        assert "\n" not in str(caught.value)
+
+    copy = write(tmp_path / "copy")
+    refused("in multiples of 4", copy, grid=6)
+    refused("of the family chameleon", copy, family="chameleon")
+    other = tmp_path / "movqgan.ckpt"
+    torch.save(random_state([32, 32, 32, 64], 1, (3,), 4, CODES + 1, 4, modulated=True), other)
+    refused("use the one that it was trained with", copy, image_tokenizer=other)
+    # The words of Qwen alone, without those of the project
+    plain = byte_level(SPECIAL[:3], 330)
+    words = (copy / "tokenizer.json").read_text()
+    (copy / "tokenizer.json").write_text(plain.to_str())
+    refused("this tokenizer.json has no token '<", copy)
+    (copy / "tokenizer.json").write_text(words)
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    refused("model-00002-of-00002.safetensors, which is not there", copy)
