@@ -229,8 +229,14 @@ def test_wrong_options_give_a_one_line_error(
     assert message in error and error.count("\n") == 1
 
 
-def test_a_prior_has_its_own_table_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prior_has_its_own_table_only(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prior: str = str(folder / "prior")
+    monkeypatch.setattr("dalle.apps.unclip_report.report.training_split", lambda data: "validation")  # fewer
+    assert main(["eval", "unclip", prior, *WORDS, "--limit", "4", "--json"]) == 0
+    (rows,) = json.loads(capsys.readouterr().out)["tables"].values()
+    assert rows["the image's own embedding"]["cos"] == pytest.approx(1, abs=1e-5) and len(rows) == 13
     assert main(["eval", "unclip", prior, *WORDS, "--table", "decoder"]) == 2
     assert f"the table decoder needs a whole unCLIP, and {prior} is a prior" in capsys.readouterr().err
 

@@ -85,7 +85,7 @@ def tables_of(source: str, tables: Sequence[str], options: ReportOptions) -> lis
     lacking = dict.fromkeys(_NEED_JUDGE, "--judge, the folder of a judge") if options.judge is None else {}
     if options.against is None:
         lacking |= dict.fromkeys(_NEED_OTHER, "--against, an autoregressive model")
-    if _is_prior(source):
+    if _prior_folder(source) is not None:
         lacking |= dict.fromkeys(TABLES[1:], f"a whole unCLIP, and {source} is a prior")
     if missing := [name for name in tables if name in lacking]:
         raise ValueError(f"the table {missing[0]} needs {lacking[missing[0]]}")
@@ -108,8 +108,8 @@ def report(
         ValueError: a table needs what is not given, or a source is something else.
     """
     wanted = tables_of(source, tables, options)
-    if _is_prior(source):
-        folder = ModelFolder(Path(source))
+    folder = _prior_folder(source)
+    if folder is not None:
         settings = from_dict(PriorSamplingConfig, folder.config.get("sampling") or {}, folder.origin)
         clip = load_clip(folder.component("clip"), device)
         yield "prior", _prior_rows(load_prior(source, device), clip, settings, options, progress)
@@ -119,9 +119,10 @@ def report(
         yield name, evaluation.rows(name)
 
 
-def _is_prior(source: str) -> bool:
+def _prior_folder(source: str) -> ModelFolder | None:
+    """The folder of a prior; None: the source is something else."""
     found = open_source(source)
-    return isinstance(found, ModelFolder) and found.config.get("stage") == "prior"
+    return found if isinstance(found, ModelFolder) and found.config.get("stage") == "prior" else None
 
 
 def _prior_rows(
