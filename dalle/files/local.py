@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -56,6 +57,12 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except shutil.Error as error:  # of copytree: a list, with a line for every file
+        failures = error.args[0] if isinstance(error.args[0], list) else []
+        found = re.match(r"\[Errno (\d+)\]", str(failures[0][-1])) if failures else None
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     except OSError as error:
         unnamed = error.filename is None and error.errno in _NO_ROOM
         if unnamed or (scratch is not None and str(error.filename).startswith(str(scratch))):

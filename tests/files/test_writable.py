@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,25 @@ def test_failed_writes_name_what_was_to_be_written(write: object, tmp_path: Path
     with pytest.raises(BlockingIOError, match=r"^held$"), write(target):  # type: ignore[operator]
         raise BlockingIOError("held")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_in_a_copy_of_a_folder_is_one_error(tmp_path: Path) -> None:
+    """copytree collects what failed of every file, in a list of a line each."""
+    for name in ("a", "b"):
+        (tmp_path / "part").mkdir(exist_ok=True)
+        (tmp_path / "part" / name).write_text(name)
+
+    def full(source: str, *_: object) -> None:
+        raise OSError(28, "No space left on device", source)
+
+    with (
+        pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '.*/out'$"),
+        atomic_folder(tmp_path / "out") as new,
+    ):
+        shutil.copytree(tmp_path / "part", new / "part", copy_function=full)
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+    with pytest.raises(shutil.Error, match=r"^same file$"), naming(tmp_path):
+        raise shutil.Error("same file")
 
 
 def test_temporary_names_do_not_appear_in_errors(tmp_path: Path) -> None:
