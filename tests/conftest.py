@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import dalle
 from dalle.models.clip import CLIP
 from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import make_tiny_model
+
+# `dalle sample` sets it for its process, which is that of all tests that follow: they would go without native kernels
+os.environ["DALLE_COMPILE_IN_BACKGROUND"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,7 @@ WRONG = {
     "no source": (["eval"], "required: SOURCE"),
     "no command": ([], "required: COMMAND"),
     "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
-    "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
+    "export of nothing": (["export", "EMPTY", "OUT"], "is no folder of a run"),
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
     "no labels": (["classify", "FILE"], "no labels: give --labels"),
     "one label": (["classify", "FILE", "--labels", "a"], "1 label: give 2 at least"),
@@ -176,7 +176,7 @@ WRONG = {
     "index over other things": (["index", "EMPTY", "--out", "RUNS"], "holds other things than an index"),
     "no classes": (["eval", "classify", "EMPTY"], "holds no images"),
     "no such split": (["eval", "classify", "emoji", "--split", "dev"], "unknown data split 'dev'"),
-    "out is a file": (["export", "RUNS", "FILE/out"], "File exists"),
+    "out is a file": (["export", "RUNS", "FILE/out"], "is not a folder that can be written"),
 }
 
 

@@ -222,11 +222,13 @@ def test_update_ratio_is_logged_and_plotted(
 def test_unwritable_report_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
     options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
-    (tmp_path / "run" / "report.html").mkdir(parents=True)
     assert train.main(options) == 0
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "report.html").mkdir()
+    assert train.main([*options, "run.steps=2", "resume=true"]) == 0
     assert "no report.html: " in capsys.readouterr().out
     (tmp_path / "run" / "report.html").rmdir()
-    assert train.main([*options, "run.steps=2", "resume=true", "run.report=false"]) == 0
+    assert train.main([*options, "run.steps=3", "resume=true", "run.report=false"]) == 0
     assert not (tmp_path / "run" / "report.html").exists()
 
 
