@@ -40,6 +40,7 @@ LISTS: dict[str, Any] = {
     "stored_masks": tuple(range(8)),
     "null_ids": (0, 1, 2),
     "dropped_ids": (0, 1, 2),
+    "grid": (4, 4),
     "weights": (1.0, 2.0),
     "betas": (0.9, 0.96),
 }

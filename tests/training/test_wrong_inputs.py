@@ -113,7 +113,7 @@ WRONG = {
     "wrong type": (["vqgan.yaml", "run.steps=many"], "run.steps: expected an integer, got 'many'"),
     "another kind": (
         ["vqgan.yaml", "model.kind=vqvae"],
-        "expected one of dvae, vqgan, discrete_vae, emu3, cosmos, got 'vqvae'",
+        "expected one of dvae, vqgan, discrete_vae, emu3, cosmos, movqgan, got 'vqvae'",
     ),
     "keep no checkpoint": (["vqgan.yaml", "run.keep=-1"], "run: keep is -1; it must be at least 1"),
     "log never": (["vqgan.yaml", "run.log_every=0"], "run: log_every is 0; it must be at least 1"),
