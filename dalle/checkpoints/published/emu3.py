@@ -148,6 +148,8 @@ def read(
         pad_id=tokenizer.pad_id,
         padding="left",
         null_ids=tokenizer.null_ids(),
+        # Emu3FeatureDataset of the project's training: no caption, and none of the prompt's words of quality
+        dropped_ids=tuple(tokenizer.encode_negative("")),
         text_head=False,
         head_bias=False,
     )

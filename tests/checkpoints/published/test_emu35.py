@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +20,18 @@ from dalle.checkpoints.published.summary import without_weights
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLE
 from support.published.autoencoders import decode, random_state
-from support.published.emu3 import EXTRA, ids_of, ranks, vision, write_words
-from support.published.language_models import CAPTIONS, TEXTS, greedy, randomize, with_row_ends
+from support.published.emu3 import CODES, EXTRA, ranks, special, write_words
+from support.published.emu35 import HEAD, ROWS, image_state, null, prompt, reference, write
+from support.published.language_models import CAPTIONS, TEXTS, greedy, with_row_ends
 
 transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 pytest.importorskip("regex")
-ROWS, CODES, WIDTH, HEAD = 4, 24, 64, 24
 GRID: dict[str, Any] = {"grid": ROWS}
-NAMES = [*EXTRA, *vision(CODES)]
-
-
-def special(name: str) -> int:
-    return len(ranks()) + NAMES.index(name)
-
-
-@cache
-def reference() -> Any:
-    config = transformers.Qwen3Config(
-        vocab_size=len(ranks()) + len(NAMES), hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=HEAD, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    return randomize(transformers.Qwen3ForCausalLM(config), scale=3.0)
-
-
-def image_state() -> dict[str, Tensor]:
-    return random_state([32, 64], 1, (1,), 8, CODES, 8)
-
-
-def write(folder: Path) -> Path:
-    """As BAAI/Emu3.5-Image in two shards, with BAAI/Emu3.5-VisionTokenizer in a folder of it."""
-    vq = folder / "vision_tokenizer"
-    vq.mkdir(parents=True)
-    torch.save(image_state(), vq / "model.ckpt")
-    (vq / "config.yaml").write_text(yaml.safe_dump({"n_embed": CODES, "embed_dim": 8, "ddconfig": {"ch": 32}}))
-    state = {name: value.clone() for name, value in reference().state_dict().items()}
-    names = sorted(state)
-    places = {}
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: state[name] for name in part}, folder / file)
-        places |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    settings = {
-        "model_type": "Emu3", "architectures": ["Emu3ForCausalLM"], "num_attention_heads": 4, "head_dim": HEAD,
-        "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
-        "attention_dropout": 0.1,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(settings))
-    return write_words(folder, CODES)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("models") / "Emu3.5-Image")
-
-
-def prompt(caption: str, rows: int = ROWS, columns: int = ROWS, task: str = " for t2i task") -> list[int]:
-    text = f"You are a helpful assistant{task}. USER: {caption} ASSISTANT: "
-    size = [special("<|image start|>"), *ids_of(f"{rows}*{columns}"), special("<|image token|>")]
-    return [special("<|extra_203|>"), *ids_of(text), special("<|extra_100|>"), *size]
-
-
-def null(rows: int = ROWS, columns: int = ROWS) -> list[int]:
-    return prompt("", rows, columns, "")
 
 
 def next_logits(ids: list[int]) -> Tensor:

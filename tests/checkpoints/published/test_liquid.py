@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +16,19 @@ from dalle.__main__ import main
 from dalle.checkpoints.published.models import read_model
 from dalle.generation.generate import generate
 from dalle.generation.options import SamplingConfig
-from dalle.image_tokenizers import VQConfig
-from support.published.folders import vqgan
-from support.published.language_models import CAPTIONS, LINES, TEXTS, greedy, randomize
+from support.published.chameleon import CODES
+from support.published.language_models import CAPTIONS, TEXTS, greedy
+from support.published.liquid import ROWS, model_of, prompt, tokenizer, write
 
-transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
-ROWS, CODES, WIDTH, HEADS, HEAD = 4, 24, 48, 2, 32  # heads wider than width / heads, as Gemma 7B's
+pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 GREEDY = SamplingConfig(guidance=7.0, temperature=0.0)
 GRID: dict[str, Any] = {"grid": ROWS}
 
 
-@cache
-def tokenizer() -> Any:
-    """A BPE of Gemma's kind: spaces written as U+2581, characters with byte fallback, nothing put in front."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-
-    one = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    one.normalizer = normalizers.Replace(" ", "\u2581")
-    one.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<unconditional>", *(f"<0x{i:02X}>" for i in range(256))]
-    one.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=360, special_tokens=special, show_progress=False))
-    return one
-
-
-def write(model: Any, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    # As published: both mean the tanh approximation
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu", "hidden_activation": None}))
-    (folder / "tokenizer.json").write_text(tokenizer().to_str())
-    quantizer = VQConfig(codebook_size=CODES, code_channels=8, distance="euclidean", update="gradient")
-    torch.save({"state_dict": vqgan(quantizer)}, folder / "vqgan.ckpt")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    config = transformers.GemmaConfig(
-        vocab_size=tokenizer().get_vocab_size() + CODES, hidden_size=WIDTH, intermediate_size=112, num_hidden_layers=2,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=HEAD, hidden_act="gelu_pytorch_tanh",
-    )  # fmt: skip
-    model = randomize(transformers.GemmaForCausalLM(config), scale=2.0)
+    model = model_of()
     return model, write(model, tmp_path_factory.mktemp("liquid"))
-
-
-def prompt(caption: str) -> list[int]:
-    one = tokenizer()
-    text = f"{caption} Generate an image based on this description."
-    ids = one.encode(text, add_special_tokens=False).ids
-    return [one.token_to_id("<bos>"), *ids, one.token_to_id("<boi>")]
 
 
 def next_logits(model: Any, ids: list[int]) -> Tensor:

@@ -55,6 +55,20 @@ def ids_of(text: str) -> list[int]:
     return found
 
 
+CODES = 24
+VISION = vision(CODES)
+
+
+def special(name: str) -> int:
+    """The id of a token that no text has."""
+    return len(ranks()) + [*EXTRA, *VISION].index(name)
+
+
+def image_start(rows: int, columns: int) -> list[int]:
+    """The size of an image, which its codes follow."""
+    return [special("<|image start|>"), *ids_of(f"{rows}*{columns}"), special("<|image token|>")]
+
+
 def write_words(folder: Path, codes: int) -> Path:
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks().items()]
     (folder / "emu3.tiktoken").write_text("\n".join(lines) + "\n")
