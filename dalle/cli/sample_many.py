@@ -93,12 +93,12 @@ def _sample_many(settings: SampleConfig, drawer: RowDrawer, program: str) -> int
 
 def _report(run: RunFolder, program: str) -> int:
     """Write the report and tell what is in it; returns the exit code."""
-    from dalle.pipelines.familiarity import told
+    from dalle.pipelines.familiarity import warning
 
     failed, unfamiliar = run.report()
     print(run.out)
     where = run.out / "report.json"
-    line = told(unfamiliar)
+    line = warning(unfamiliar)
     if line is not None:
         log.warning("%s (%s counts them)", line, where)
     if failed:

@@ -167,6 +167,27 @@ class DALLE(AttentionMasks):
         text_nats, image_nats, _ = self.token_losses_and_predictions(text, image_ids)
         return text_nats, image_nats
 
+    def text_losses(self, text: Tensor) -> Tensor:
+        """Cross-entropy of the tokens of captions without an image, in nats, in float32; needs a text head.
+
+        Only the columns that are given run, so that texts padded to the longest of them cost no more than that.
+
+        Args:
+            text: int [B, n], 1 <= n <= T, padded as in `forward`.
+
+        Returns:
+            [B, n]; without `begin_id` 0 for the first token, which nothing precedes.
+        """
+        assert self.text_head is not None, "a model with a text head"
+        count = text.shape[1] + (self.config.begin_id is not None)
+        prefix = captions.prefix(text, self.config)[:, :count]
+        nats = torch.zeros(text.shape, device=text.device)
+        if count > 1:
+            hidden = self._run(self._embed_text(prefix[:, :-1]), None, None)  # nothing follows the last token
+            scores = token_scores(self.text_head, hidden.flatten(0, 1), prefix[:, 1:].flatten())
+            nats[:, 1 - count :] = scores.nats.view(len(text), -1)
+        return nats
+
     def token_losses_and_predictions(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`token_losses`, and the argmax of the logits at each image token, int64 [B, N]."""
         prefix = captions.prefix(text, self.config)
@@ -269,7 +290,7 @@ class DALLE(AttentionMasks):
 
     def _embed_text(self, prefix: Tensor) -> Tensor:
         x = self.text_embedding(prefix)  # [B, P, C]
-        return x + self.text_position if self.config.positions.startswith("learned") else x
+        return x + self.text_position[: x.shape[1]] if self.config.positions.startswith("learned") else x
 
     def _embed_image(self, image_ids: Tensor, positions: Positions) -> Tensor:
         x = self.image_embedding(image_ids)  # [B, n, C]

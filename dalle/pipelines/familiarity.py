@@ -18,7 +18,7 @@ THRESHOLD = 16.0
 """Nats of a word above which it counts as unfamiliar (measured in docs/log.md)."""
 
 _SHOWN = 10  # words of the line at most
-_TOGETHER = 64  # prompts that run together
+_TOGETHER = 16  # prompts that run together
 
 
 @torch.no_grad()
@@ -36,34 +36,28 @@ def word_nats(model: DALLE, tokenizer: SentencePieceTokenizer, prompts: Sequence
     Returns:
         For each prompt its words, without punctuation around them, and their nats.
     """
-    limit = model.config.text_length
     words = [tokenizer.words(prompt) for prompt in prompts]
-    lengths = [min(limit, 1 + sum(len(ids) for _, ids in own)) for own in words]
-    rows = tokenizer.encode_ragged(list(prompts))
+    # The last place is the end token's
+    rows = [[token for _, ids in own for token in ids][: model.config.text_length - 1] for own in words]
     found: list[list[tuple[str, float]]] = [[] for _ in prompts]
-    # Those of one length together: without padding, a model that moves padding to the left keeps the places
-    for length in sorted(set(lengths)):
-        group = [i for i, own in enumerate(lengths) if own == length]
-        for first in range(0, len(group), _TOGETHER):
-            part = group[first : first + _TOGETHER]
-            text = tokenizer.pad([rows[i] for i in part], length).to(model.image_head.weight.device)
-            # Any code will do, and one is enough: the text stands before the image
-            nats = model.token_losses(text, text.new_zeros(len(part), 1))[0].tolist()
-            for i, own in zip(part, nats, strict=True):
-                # Without a begin token nothing precedes the first one, so that it has no loss
-                values = own if model.config.begin_id is not None else [0.0, *own]
-                found[i] = _summed(tokenizer, words[i], values, length)
+    # Those of about one length together, as padding takes as long as tokens
+    order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), _TOGETHER):
+        part = order[first : first + _TOGETHER]
+        text = tokenizer.pad([rows[i] for i in part], len(rows[part[-1]])).to(model.image_head.weight.device)
+        for i, nats in zip(part, model.text_losses(text).tolist(), strict=True):
+            found[i] = _summed(tokenizer, words[i], nats[: len(rows[i])])
     return found
 
 
 def _summed(
-    tokenizer: SentencePieceTokenizer, words: Sequence[tuple[str, list[int]]], nats: Sequence[float], length: int
+    tokenizer: SentencePieceTokenizer, words: Sequence[tuple[str, list[int]]], nats: Sequence[float]
 ) -> list[tuple[str, float]]:
-    """Nats of the words of a prompt, from those of its first `length` tokens."""
+    """Nats of the words of a prompt, from those of its first tokens."""
     found, place = [], 0
     for word, ids in words:
         place += len(ids)
-        if place >= length:  # the last token is the end's
+        if place > len(nats):  # cut off
             break
         name = stripped(word)
         if name:
@@ -91,7 +85,7 @@ def unfamiliar_words(
     return [found[prompt] for prompt in prompts]
 
 
-def told(words: Sequence[str]) -> str | None:
+def warning(words: Sequence[str]) -> str | None:
     """The line that names such words; None if there are none."""
     if not words:
         return None
@@ -105,7 +99,7 @@ def warn_of_unfamiliar_words(
 ) -> None:
     """Log the words of prompts that the model has hardly seen, in one line."""
     words = [word for own in unfamiliar_words(model, tokenizer, prompts, threshold) for word in own]
-    line = told(list(dict.fromkeys(words)))
+    line = warning(list(dict.fromkeys(words)))
     if line is not None:
         log.warning("%s", line)
 

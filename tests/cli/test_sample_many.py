@@ -243,7 +243,7 @@ def test_failed_prompts_are_tried_again_by_the_same_command(
     assert (report["images"], report["failed"]) == (10, [])
 
 
-def test_unfamiliar_words_are_counted_and_told(
+def test_unfamiliar_words_are_counted_and_named(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those that `sample` tells of the same prompts."""

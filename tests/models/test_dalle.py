@@ -99,6 +99,21 @@ def test_losses_equal_log_probabilities_token_by_token() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [*VARIANTS[:-1], replace(SMALL, begin_id=3), replace(SMALL, padding="word"), replace(SMALL, shift_tokens=True)],
+)
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_losses_of_texts_alone_equal_those_before_an_image(config: DALLEConfig, count: int) -> None:
+    model, (text, image_ids) = build(config), pairs()
+    expected = model.token_losses(text, image_ids)[0]  # of padded texts, with the image
+    if config.begin_id is None:
+        expected = F.pad(expected, (1, 0))
+    assert (expected[:, 1:] > 0).all()
+    torch.testing.assert_close(model.text_losses(text[:, :count]), expected[:, :count], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_padding_embeddings_are_per_position_and_short_text_is_padded() -> None:
     model, (_, image_ids) = build(), pairs()
     text = torch.tensor([[4, 9, 0, 0, 0]])

@@ -17,7 +17,7 @@ from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
 from dalle.images.size import Size
-from dalle.pipelines.familiarity import told
+from dalle.pipelines.familiarity import warning
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
@@ -47,7 +47,7 @@ class Answers:
 
     def tell(self, unfamiliar: Sequence[str]) -> None:
         """Add a note of the words that the model has hardly seen in training."""
-        line = told(unfamiliar)
+        line = warning(unfamiliar)
         if line is not None and line not in self.notes:
             self.notes.append(line)
 
