@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,15 @@ def begin_anew() -> int:
     return resident()
 
 
+class EnoughError(Exception):
+    """As many tokens are drawn as were asked for."""
+
+
 class Clock:
     """Is called after each token, and reads memory from time to time, which does not count."""
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
+    def __init__(self, memory: Memory, limit: int | None = None) -> None:
+        self.memory, self.limit = memory, limit
         self.begin = now()
         self.paused = 0.0
         self.at: list[float] = []
@@ -121,6 +126,8 @@ class Clock:
             self.memory.way()
             self.reading.append(now() - start)
             self.paused += now() - start
+        if len(self.at) == self.limit:
+            raise EnoughError
         return _[-1]
 
     def told(self, step_bytes: int) -> dict[str, float]:
@@ -146,12 +153,15 @@ def size(*modules: torch.nn.Module | None) -> int:
     return sum(tensor.nbytes for module in kept for tensor in (*module.parameters(), *module.buffers()))
 
 
-def ours(folder: Path, kind: str, memory: Memory) -> tuple[Callable[[], TextToImage], Callable[[TextToImage], Any]]:
+def ours(
+    folder: Path, kind: str, tokens: int | None, memory: Memory
+) -> tuple[Callable[[], TextToImage], Callable[[TextToImage], Any]]:
     """How to load and to draw here."""
 
     def draw(pipe: TextToImage) -> dict[str, float]:
-        model, clock = pipe.model, Clock(memory)
-        pipe(PROMPT, seed=1, progress=clock)
+        model, clock = pipe.model, Clock(memory, tokens)
+        with suppress(EnoughError):
+            pipe(PROMPT, seed=1, progress=clock)
         return clock.told(size(model.transformer, model.head_hidden, model.image_head))
 
     return lambda: TextToImage.from_pretrained(folder, "cpu", DTYPES[kind]), draw
@@ -190,7 +200,7 @@ def peer(folder: Path, tokens: int, memory: Memory) -> tuple[Callable[[], Any], 
     return load, draw
 
 
-def work(kind: str, folder: Path, tokens: int) -> dict[str, Any]:
+def work(kind: str, folder: Path, tokens: int, own: int | None) -> dict[str, Any]:
     """What one process measures."""
     memory = Memory(torch.device("cpu"), torch.float32)
     torch.zeros(64, 64) @ torch.zeros(64, 64)
@@ -198,7 +208,7 @@ def work(kind: str, folder: Path, tokens: int) -> dict[str, Any]:
         before, start = begin_anew(), now()
         text = inspect(folder)
         return {"seconds": now() - start, "peak": resident(peak=True) - before, "text": text}
-    load, draw = peer(folder, tokens, memory) if kind == "transformers" else ours(folder, kind, memory)
+    load, draw = peer(folder, tokens, memory) if kind == "transformers" else ours(folder, kind, own, memory)
     before, start = begin_anew(), now()
     made = load()
     seconds, peak = now() - start, resident(peak=True) - before
@@ -210,9 +220,10 @@ def work(kind: str, folder: Path, tokens: int) -> dict[str, Any]:
     return {"load_seconds": seconds, "load_peak": peak, "kept": kept, "draw_peak": drawing, **drawn}
 
 
-def run(kind: str, folder: Path, tokens: int) -> dict[str, Any]:
+def run(kind: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """`work` in a process of its own, whose memory nothing else has touched."""
-    command = [sys.executable, __file__, "--work", kind, str(folder), "--tokens", str(tokens)]
+    command = [sys.executable, __file__, "--work", kind, str(folder), "--tokens", str(args.tokens)]
+    command += [] if args.own_tokens is None else ["--own-tokens", str(args.own_tokens)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -237,6 +248,9 @@ def main() -> None:
     for name, default in shape:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tokens", type=int, default=576, help="image tokens that transformers draws (%(default)s)")
+    parser.add_argument(
+        "--own-tokens", type=int, help="stop drawing here after so many (a whole image, with its pixels)"
+    )
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here, and take it from here if it is there")
@@ -244,7 +258,7 @@ def main() -> None:
     parser.add_argument("--work", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work is not None:
-        print(json.dumps(work(args.work[0], Path(args.work[1]), args.tokens)))
+        print(json.dumps(work(args.work[0], Path(args.work[1]), args.tokens, args.own_tokens)))
         return
     about = describe(torch.device("cpu"))
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
@@ -255,12 +269,12 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             print(f"{write(folder, args):,} parameters", flush=True)
         print(f"{(folder / 'model.safetensors').stat().st_size / 1e9:.2f} GB of weights", flush=True)
-        found = run("inspect", folder, args.tokens)
+        found = run("inspect", folder, args)
         print(found["text"])
         print(f"inspected in {found['seconds']:.1f} s with at most {found['peak'] / 1e9:.2f} GB", flush=True)
         for _ in range(args.rounds):
             for kind in args.kinds:
-                results.append({"kind": kind, **run(kind, folder, args.tokens)})
+                results.append({"kind": kind, **run(kind, folder, args)})
                 print(told(kind, results[-1]), flush=True)
     rates = {
         kind: median([one["tokens_per_second"] for one in results if one["kind"] == kind])
