@@ -82,15 +82,14 @@ class TokenRows(RowDrawer):
 
     def __init__(self, settings: SampleConfig, pipe: TextToImage, options: Mapping[str, Any]) -> None:
         from dalle.device import device_of
-        from dalle.generation.options import EngineOptions
+        from dalle.generation.options import split_options
 
         super().__init__(settings, pipe.model_hash)
         self.pipe = pipe
         self.sampling = to_dict(pipe.sampling.updated(**settings.sampling))
         self.options = recorded_options(settings) | self.sampling
         self.start = pipe.encode_init_image(self.image, settings.keep_rows, self.mask)
-        names = [one.name for one in fields(EngineOptions)]
-        self.speed = EngineOptions(**{name: options[name] for name in names if name in options})
+        self.speed, _ = split_options(options)
         on_cpu = device_of(pipe.model).type == "cpu"
         self.together = settings.batch_size or (_CPU_AT_ONCE if on_cpu else _AT_ONCE)
 

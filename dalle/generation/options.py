@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dalle.config import config
 from dalle.config.ranges import NonNegativeInt, PositiveInt, Probability, Range
@@ -28,6 +29,12 @@ class EngineOptions:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.window < 1:
             raise ValueError(f"window is {self.window}; it must be at least 1 (1 generates one token at a time)")
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, dict[str, Any]]:
+    """Options of speed and memory, and the rest of a call's options: those that affect its images."""
+    engine = {field.name: options[field.name] for field in fields(EngineOptions) if field.name in options}
+    return EngineOptions(**engine), {name: value for name, value in options.items() if name not in engine}
 
 
 @config

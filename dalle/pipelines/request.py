@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from dalle.generation.options import SamplingConfig
 from dalle.images.size import Size
@@ -34,24 +30,6 @@ class Request:
     scored: bool = True
     negative: str | None = None
     size: Size | None = None
-
-
-def known_codes_of(requests: Sequence[Request], grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
-    """What init images of requests give of the codes of all B candidates.
-
-    Returns:
-        Codes, int64 [B, h, w], and which of them are given, bool [B, h, w], on the CPU; None if no request has an
-        image.
-    """
-    if all(request.init_image is None for request in requests):
-        return None, None
-    empty = torch.zeros(grid, dtype=torch.int64)
-    codes, masks = [], []
-    for request in requests:
-        init = request.init_image or InitImage(empty, empty.bool())  # nothing is known
-        codes.append(init.codes.cpu().expand(len(request.seeds), -1, -1))
-        masks.append(init.known_mask.expand(len(request.seeds), -1, -1))
-    return torch.cat(codes), torch.cat(masks)
 
 
 _MOST = 100_000  # candidates: at 256 x 256 pixels 20 GB

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import SHIPPED
 from dalle.device import pick_device
 from dalle.generation.generate import Watch, generate
-from dalle.generation.options import EngineOptions, SamplingConfig
+from dalle.generation.options import EngineOptions, SamplingConfig, split_options
 from dalle.generation.progress import Progress
 from dalle.generation.rolling import Candidate
 from dalle.image_tokenizers import ImageTokenizer
@@ -29,8 +28,9 @@ from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.pipelines.finished import finished
 from dalle.pipelines.init_image import InitImage, encode_init_image
-from dalle.pipelines.prompts import check_text, encode_negative, encode_negatives, encode_prompts, takes_negative
-from dalle.pipelines.request import Request, check_request, known_codes_of
+from dalle.pipelines.model_inputs import candidates_of, encode_requests
+from dalle.pipelines.prompts import check_text, encode_negative, takes_negative
+from dalle.pipelines.request import Request, check_request
 from dalle.pipelines.result import Result
 from dalle.pipelines.sizes import draws, sized
 from dalle.text_tokenizers import TextTokenizer
@@ -211,11 +211,8 @@ class TextToImage:
         pipe = self if size is None else self.sized(size)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = check_request(prompts, n, keep, seed, self.clip is not None)
-        # What is left after these affects the images, and `updated` refuses unknown names
-        engine = EngineOptions(
-            **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
-        )
-        sampling = self.sampling.updated(**options)
+        engine, sampled = split_options(options)
+        sampling = self.sampling.updated(**sampled)
         init_image = pipe.encode_init_image(image, keep_rows, mask)
         seeds = tuple(range(seed, seed + n))
         requests = [Request(prompt, seeds, sampling, init_image, negative=negative) for prompt in prompts]
@@ -251,18 +248,16 @@ class TextToImage:
             raise ValueError(f"requests of one batch have one size, these {len(sizes)}: draw them one after the other")
         if sizes - {self.size}:
             return self.sized(*sizes).draw(requests, engine, progress=progress, watch=watch)
-        known_codes, known_mask = known_codes_of(requests, self.grid)
-        text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
-        negatives = [request.negative for request in requests]
+        inputs = encode_requests(self.model, self.text_tokenizer, requests)
         codes = generate(
             self.model,
-            text,
+            inputs.text,
             [request.seeds for request in requests],
             [request.sampling for request in requests],
             engine,
-            negative=encode_negatives(self.model, self.text_tokenizer, text, negatives),
-            known_codes=known_codes,
-            known_mask=known_mask,
+            negative=inputs.negative,
+            known_codes=inputs.known_codes,
+            known_mask=inputs.known_mask,
             progress=progress,
             watch=watch,
         )  # [B, h, w]
@@ -275,19 +270,7 @@ class TextToImage:
         Raises:
             ValueError: a negative prompt that the model does not take.
         """
-        known_codes, known_mask = known_codes_of(requests, self.grid)
-        text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
-        negatives = [request.negative for request in requests]
-        negative = encode_negatives(self.model, self.text_tokenizer, text, negatives)
-        found: list[Candidate] = []
-        for number, request in enumerate(requests):
-            own = None if request.negative is None or negative is None else negative[number]
-            for seed in request.seeds:
-                candidate = Candidate(text[number], seed, request.sampling, own)
-                if known_codes is not None and known_mask is not None:
-                    candidate.known_codes, candidate.known_mask = known_codes[len(found)], known_mask[len(found)]
-                found.append(candidate)
-        return found
+        return candidates_of(requests, encode_requests(self.model, self.text_tokenizer, requests))
 
     def text_tokens(self, prompt: str) -> int | None:
         """The number of a prompt's tokens before it is cut; None for a model that reads features of a T5."""

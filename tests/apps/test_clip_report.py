@@ -80,9 +80,10 @@ def test_probe_is_tested_on_other_images(source: Path, photos: Path, capsys: pyt
     found = evaluated(["eval", "probe", str(source), str(photos), "--test", str(photos)], capsys)["probe"]
     assert found["top_1"] == found["mean_per_class"] == 1 and found["train_images"] == found["images"] == 20
     emoji = evaluated(
-        ["eval", "probe", str(source), "emoji", "--split", "validation", "--test-split", "test_block"], capsys
+        ["eval", "probe", str(source), "emoji", "--split", "test_block", "--test-split", "validation"], capsys
     )
-    assert emoji["probe"]["images"] == 121 and 0 <= emoji["probe"]["top_1"] <= 1
+    assert (emoji["probe"]["train_images"], emoji["probe"]["images"]) == (121, 255)
+    assert 0 <= emoji["probe"]["top_1"] <= 1
 
 
 def test_probe_features_are_the_projections_input(source: Path, photos: Path) -> None:

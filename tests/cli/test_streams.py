@@ -37,7 +37,13 @@ def test_closed_streams_are_no_error(closed: str, out: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["-m", "dalle", "inspect"], ["-m", "dalle", "sample", "--model"], ["-m", "dalle", "train"], ["train.py"]],
+    [
+        ["-m", "dalle", "inspect"],
+        ["train.py"],
+        # The same code as the first two, and seconds of imports again
+        pytest.param(["-m", "dalle", "sample", "--model"], marks=pytest.mark.slow),
+        pytest.param(["-m", "dalle", "train"], marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_errors_of_every_entry_point_are_escaped_and_one_line(command: list[str], tmp_path: Path) -> None:
@@ -65,7 +71,12 @@ def test_prompts_are_utf_8_whatever_the_locale() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train.py emoji/dalle --help", "train.py emoji/dalle --print-config", "sample.py --help"]
+    "command",
+    [
+        "train.py emoji/dalle --print-config",
+        "sample.py --help",
+        pytest.param("train.py emoji/dalle --help", marks=pytest.mark.slow),
+    ],
 )
 def test_a_reader_that_ends_early_is_no_error(command: str) -> None:
     """As of `| head`: stdout is a pipe whose other end is closed from the start."""

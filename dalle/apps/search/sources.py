@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
+from dalle.data.custom.columns import image_column
 from dalle.data.custom.folder import FolderSource, count_unsupported
 from dalle.data.custom.open_source import expand_pattern, is_hub_id
 from dalle.data.custom.parquet import hub_source, parquet_source, parse_image_cell
-from dalle.data.custom.records import FileSpan, IndexedRecords, Record, image_column
+from dalle.data.custom.records import FileSpan, IndexedRecords, Record
 from dalle.data.custom.walk import log_ignored, walk
 from dalle.data.custom.webdataset import TarSource
 from dalle.images.read import EXTENSIONS

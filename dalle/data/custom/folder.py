@@ -7,19 +7,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from dalle.data.custom.columns import CAPTIONS, caption_column, clean_captions, has_captions
 from dalle.data.custom.metadata import METADATA, read_rows
-from dalle.data.custom.records import (
-    CAPTIONS,
-    FileSpan,
-    Record,
-    RecordIndex,
-    Shard,
-    Source,
-    caption_column,
-    clean_captions,
-    has_captions,
-    require_utf8,
-)
+from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.data.custom.walk import count_by_extension, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 

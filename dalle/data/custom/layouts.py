@@ -11,9 +11,9 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet as parquet
 
+from dalle.data.custom.columns import IMAGES
 from dalle.data.custom.folder import has_sidecar_captions
 from dalle.data.custom.metadata import METADATA
-from dalle.data.custom.records import IMAGES
 from dalle.data.custom.walk import count_by_extension, extension, walk
 from dalle.images.read import EXTENSIONS
 

@@ -12,17 +12,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.records import (
-    FileSpan,
-    IndexedRecords,
-    Record,
-    Shard,
-    Source,
-    caption_column,
-    clean_captions,
-    has_captions,
-    image_column,
-)
+from dalle.data.custom.columns import caption_column, clean_captions, has_captions, image_column
+from dalle.data.custom.records import FileSpan, IndexedRecords, Record, Shard, Source
 from dalle.files.remote import PATIENCE, failures
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming

@@ -16,16 +16,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.records import (
-    FileSpan,
-    Record,
-    RecordIndex,
-    Shard,
-    Source,
-    caption_column,
-    clean_captions,
-    require_utf8,
-)
+from dalle.data.custom.columns import caption_column, clean_captions
+from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.images.read import EXTENSIONS
 
 # WebDataset's rule: the record's name, then everything after its first dot

@@ -66,8 +66,11 @@ def test_ranks_equal_a_slow_loop(judge: Judge, everything: Drawings) -> None:
         assert abs(ranks.caption_rank - (1 + sum(better))) <= 1  # float32 ties here and there
 
 
-def test_judge_overfits_24_drawings_and_survives_saving(everything: Drawings, tmp_path: Path) -> None:
+def test_judge_overfits_24_drawings_and_survives_saving(
+    everything: Drawings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of 24 augmented drawings are classified correctly; a saved judge loads; the same seed trains the same."""
+    monkeypatch.setattr("dalle.apps.judging.classifier._WIDTHS", (16, 32, 64, 128))  # a quarter of the work
 
     class Few:
         concepts, styles = list(everything.concepts[:24]), list(everything.styles[:12]) + ["other"] * 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ from dalle.image_tokenizers.quantize import FSQConfig
 from support.published import cosmos
 
 ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of a tokenizer of 60 codes, to be read only: tracing takes a second."""
+    return cosmos.write(cosmos.parts((5, 4, 3)), tmp_path_factory.mktemp("archives") / "cosmos")
 
 
 def images(seed: int, rows: int = ROWS, columns: int = ROWS + 1) -> Tensor:
@@ -73,30 +80,27 @@ def test_at_full_size_it_has_the_published_parameters() -> None:
     assert sum(value.numel() for value in ours.parameters()) == 82_298_774 and ours.codebook_size == 64_000
 
 
-def test_archives_are_read_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = cosmos.write(cosmos.parts((5, 4, 3)), tmp_path / "cosmos")
-
+def test_archives_are_read_and_not_run(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("an archive was loaded as a program")
 
     monkeypatch.setattr(torch.jit, "load", never)
     monkeypatch.setattr(torch, "load", never)
     pixels = images(3)
-    codes = dalle.load_image_tokenizer(folder, rows=ROWS).encode(pixels)
-    one = dalle.load_image_tokenizer(folder / "decoder.jit", rows=ROWS)
+    codes = dalle.load_image_tokenizer(archives, rows=ROWS).encode(pixels)
+    one = dalle.load_image_tokenizer(archives / "decoder.jit", rows=ROWS)
     assert torch.equal(one.encode(pixels), codes)
     kept = loadable_files(["autoencoder.jit", "encoder.jit", "decoder.jit", "model.pt", "config.json", "README.md"])
     assert kept == ["encoder.jit", "decoder.jit", "config.json", "README.md"]
 
 
-def test_converted_it_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = cosmos.write(cosmos.parts((5, 4, 3)), tmp_path / "cosmos")
-    assert main(["inspect", str(folder)]) == 0
+def test_converted_it_is_the_same(archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(archives)]) == 0
     told = capsys.readouterr().out
     assert "the image tokenizer of Cosmos" in told and "NVIDIA Open Model License" in told
     assert "1024x1024 to 64x64 codes of 60" in told
-    assert main(["convert", str(folder), str(tmp_path / "ours"), "image_size=64"]) == 0
-    one, two = dalle.load_image_tokenizer(folder, rows=ROWS), dalle.load_image_tokenizer(tmp_path / "ours")
+    assert main(["convert", str(archives), str(tmp_path / "ours"), "image_size=64"]) == 0
+    one, two = dalle.load_image_tokenizer(archives, rows=ROWS), dalle.load_image_tokenizer(tmp_path / "ours")
     pixels = images(4)
     assert two.image_size == 64 and torch.equal(one.encode(pixels), two.encode(pixels))
     codes = one.encode(pixels)
@@ -132,8 +136,8 @@ def test_tokenizers_of_other_steps_are_told_by_their_programs(
     assert str(folder) in str(caught.value)
 
 
-def test_damaged_and_other_archives_are_one_line_errors(tmp_path: Path) -> None:
-    folder = cosmos.write(cosmos.parts((5, 4, 3)), tmp_path / "a", cells=1)
+def test_damaged_and_other_archives_are_one_line_errors(archives: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(archives, tmp_path / "a")
 
     def refused(message: str, source: Path) -> None:
         with pytest.raises(ValueError, match=message) as caught:

@@ -22,10 +22,10 @@ import pytest
 
 from dalle.apps.search.sources import Item, items_of
 from dalle.apps.search.store import Source
+from dalle.data.custom.columns import clean_captions
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.dataset import CustomDataset
 from dalle.data.custom.folder import image_files
-from dalle.data.custom.records import clean_captions
 from dalle.data.custom.stream import CustomStream
 from dalle.data.custom.walk import describe_ignored, normalized_name, walk
 from support.image_folders import image, put

@@ -100,7 +100,9 @@ def test_best_checkpoint_is_kept_and_exported(clock: Clock, tmp_path: Path, caps
     assert "(the best, psnr 13 at step 10; the newest: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stops", [(4,), (5, 10), (7, 11, 13)])
+@pytest.mark.parametrize(
+    "stops", [(7, 11, 13), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((4,), (5, 10)))]
+)
 def test_interrupted_run_equals_uninterrupted(stops: tuple[int, ...], clock: Clock, tmp_path: Path) -> None:
     options = ("run.stop_after=3",)
     assert run(tmp_path / "whole", *options) == 0

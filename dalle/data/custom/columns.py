@@ -1,0 +1,102 @@
+"""Which columns of a table hold images and captions, and how a caption is cleaned."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CAPTIONS = ("caption", "captions", "text", "texts", "txt")
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img")
+
+_MAX_CHARS = 10_000  # of a caption
+_MAX_NAMED = 1000  # long captions of which each is named once
+
+
+def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
+    """Parse and clean the captions of a record; every source uses this function.
+
+    Bytes are decoded as UTF-8, or UTF-16 if they begin with its byte order mark. Numbers become text. Values that are
+    not text, blank captions and duplicates are dropped; runs of white space become single spaces. A caption of more
+    than 10,000 characters is cut there, at a space: a model reads tens of tokens, and BPE of megabytes takes minutes.
+
+    Args:
+        value: a caption, or a list of captions.
+        lines: whether each line of a text is a caption; only line feeds and carriage returns end a line.
+
+    Raises:
+        UnicodeDecodeError: bytes are not valid text.
+    """
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = [text for each in values if (text := _text(each)) is not None]
+    if lines:
+        texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
+    # A byte order mark inside a text is left over from joined files
+    cleaned = (_shortened(" ".join(text.replace("\ufeff", "").split())) for text in texts)
+    return tuple(dict.fromkeys(text for text in cleaned if text))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _MAX_CHARS:
+        return text
+    _log_long(text[:40], len(text))
+    return text[:_MAX_CHARS].rpartition(" ")[0] or text[:_MAX_CHARS]
+
+
+@functools.lru_cache(maxsize=_MAX_NAMED)  # a record is read in every epoch
+def _log_long(start: str, length: int) -> None:
+    log.warning("a caption of %s characters is cut to %s: %r...", f"{length:,}", f"{_MAX_CHARS:,}", start)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        marked = value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return value.decode("utf-16" if marked else "utf-8")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:  # nan is an empty cell
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
+    """The caption column: `wanted`, or the first of the usual names that exists.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    return _column("caption", "captions", wanted, names, CAPTIONS, where)
+
+
+def has_captions(wanted: str | None, names: Iterable[str]) -> bool:
+    """Whether a caption column was requested, or one with a usual name exists."""
+    return wanted is not None or not set(CAPTIONS).isdisjoint(names)
+
+
+def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:
+    """The image column: `wanted`, or the first of the usual names that exists.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    return _column("image", "images", wanted, names, IMAGES, where)
+
+
+def _column(
+    option: str, what: str, wanted: str | None, names: Iterable[str], usual: tuple[str, ...], where: str
+) -> str:
+    names = list(names)
+    there = f"there are {', '.join(names)}" if names else "it has no columns"
+    if wanted is not None:
+        if wanted not in names:
+            raise ValueError(f"{where} has no column {wanted!r}: {there}; set data.{option} to one of them")
+        return wanted
+    found = [name for name in usual if name in names]
+    if not found:
+        raise ValueError(
+            f"{where} has no column with a usual name for {what} ({', '.join(usual)}): {there}; set data.{option}"
+        )
+    return found[0]
