@@ -14,10 +14,48 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from dalle.image_tokenizers.vq import VQConfig
+from dalle.image_tokenizers.vqgan import VQGANConfig
 from dalle.image_tokenizers.vqgan_layers import Upsample
 from dalle.kernels.attention import attend
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
+
+
+class ModulatedSizes:
+    """What follows from the sizes in a config, for tokenizers of taming-transformers' encoder and this decoder."""
+
+    image_size: int
+    channels: int
+    channel_multipliers: list[int]
+    blocks: int
+    latent_channels: int
+    codebook_size: int
+
+    def __post_init__(self) -> None:
+        self.encoder()  # its checks are of these sizes too
+
+    def encoder(self) -> VQGANConfig:
+        """The shape of the encoder, which is taming-transformers' with attention at the coarsest level."""
+        factor = 2 ** (len(self.channel_multipliers) - 1)
+        return VQGANConfig(
+            image_size=self.image_size,
+            channels=self.channels,
+            channel_multipliers=self.channel_multipliers,
+            blocks=self.blocks,
+            attention_resolutions=[max(1, self.image_size // factor)],  # a size that is too small is refused there
+            latent_channels=self.latent_channels,
+            quantizer=self.quantizer(),
+        )
+
+    def quantizer(self) -> VQConfig:
+        """How latents become codes: the nearest vector."""
+        return VQConfig(
+            codebook_size=self.codebook_size,
+            code_channels=self.latent_channels,
+            distance="euclidean",
+            update="gradient",
+        )
 
 
 class Decoder(nn.Module):

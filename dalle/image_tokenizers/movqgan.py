@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.config.ranges import Size
-from dalle.image_tokenizers.modulated import Decoder
+from dalle.image_tokenizers.modulated import Decoder, ModulatedSizes
 from dalle.image_tokenizers.quantized import QuantizedTokenizer
-from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
-from dalle.image_tokenizers.vqgan import Encoder, VQGANConfig
+from dalle.image_tokenizers.vq import VectorQuantizer
+from dalle.image_tokenizers.vqgan import Encoder
 
 
 @config
-class MoVQGANConfig:
+class MoVQGANConfig(ModulatedSizes):
     """Architecture of a MoVQGAN, whose decoder is modulated by the quantized latents."""
 
     kind: Literal["movqgan"] = "movqgan"
@@ -36,31 +36,6 @@ class MoVQGANConfig:
     """Channels L of the latents and of the codebook's vectors."""
     codebook_size: Size = 16384
     """Number of codes."""
-
-    def __post_init__(self) -> None:
-        self.encoder()  # its checks are of these sizes too
-
-    def encoder(self) -> VQGANConfig:
-        """The shape of the encoder, which is taming-transformers' with attention at the coarsest level."""
-        factor = 2 ** (len(self.channel_multipliers) - 1)
-        return VQGANConfig(
-            image_size=self.image_size,
-            channels=self.channels,
-            channel_multipliers=self.channel_multipliers,
-            blocks=self.blocks,
-            attention_resolutions=[max(1, self.image_size // factor)],  # a size that is too small is refused there
-            latent_channels=self.latent_channels,
-            quantizer=self.quantizer(),
-        )
-
-    def quantizer(self) -> VQConfig:
-        """How latents become codes: the nearest vector."""
-        return VQConfig(
-            codebook_size=self.codebook_size,
-            code_channels=self.latent_channels,
-            distance="euclidean",
-            update="gradient",
-        )
 
 
 class MoVQGAN(QuantizedTokenizer):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.published.folding import Part, conv, fold, plain, same
-from dalle.checkpoints.published.state import Published, count, shape
+from dalle.checkpoints.published.state import Published, count, quantizer_statistics, shape
 from dalle.image_tokenizers import Emu3VQConfig, VQGANConfig
 
 FAMILY = "the image tokenizer of Emu3"
@@ -62,9 +62,7 @@ def read(published: Mapping[str, Tensor], rows: int | None = None) -> Published:
     unknown = [name for name in others if name not in dropped]
     if unknown:
         raise ValueError(f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no tokenizer of Emu3")
-    # Statistics of our quantizer, which start at zero
-    tensors["quantize.age"] = torch.zeros(config.codebook_size, dtype=torch.int64)
-    tensors["quantize.updates"] = torch.zeros((), dtype=torch.int64)
+    tensors.update(quantizer_statistics(config.codebook_size))
     return Published(FAMILY, LICENSE, config, tensors, dropped, rules)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from dalle.checkpoints.published.emu3_tokenizer import autoencoder
 from dalle.checkpoints.published.folding import Part, fold, plain, same
-from dalle.checkpoints.published.state import Published, count, shape
+from dalle.checkpoints.published.state import Published, count, quantizer_statistics, shape
 from dalle.image_tokenizers import MoVQGANConfig
 
 FAMILY = "a MoVQGAN"
@@ -36,9 +35,7 @@ def read(published: Mapping[str, Tensor]) -> Published:
     unknown = [name for name in others if name not in dropped]
     if unknown:
         raise ValueError(f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no MoVQGAN of ai-forever")
-    # Statistics of our quantizer, which start at zero
-    tensors["quantize.age"] = torch.zeros(config.codebook_size, dtype=torch.int64)
-    tensors["quantize.updates"] = torch.zeros((), dtype=torch.int64)
+    tensors.update(quantizer_statistics(config.codebook_size))
     return Published(FAMILY, LICENSE, config, tensors, dropped, rules)
 
 

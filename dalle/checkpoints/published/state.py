@@ -291,3 +291,11 @@ def square(cells: int) -> tuple[int, int]:
     if side < 1 or side * side != cells:
         raise ValueError(f"it has {cells} image positions, which do not form a square")
     return side, side
+
+
+def quantizer_statistics(codes: int) -> dict[str, Tensor]:
+    """Statistics of our quantizer of so many codes, which no published one has; they start at zero."""
+    return {
+        "quantize.age": torch.zeros(codes, dtype=torch.int64),
+        "quantize.updates": torch.zeros((), dtype=torch.int64),
+    }

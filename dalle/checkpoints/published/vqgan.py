@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from dalle.checkpoints.published.state import Published, count, rename_tensors, shape
+from dalle.checkpoints.published.state import Published, count, quantizer_statistics, rename_tensors, shape
 from dalle.image_tokenizers import GumbelConfig, VQConfig, VQGANConfig
 
 _FAMILIES = {
@@ -97,9 +96,8 @@ def read(tensors: dict[str, Tensor], image_size: int, options: Mapping[str, Any]
         raise ValueError("it is a continuous autoencoder (of latent diffusion), which is not supported: give a VQGAN")
     # LlamaGen normalizes codes unless its training options say otherwise
     config = config_of(ours, image_size, normalized=llamagen and (options or {}).get("codebook_l2_norm", True))
-    if isinstance(config.quantizer, VQConfig):  # statistics of our quantizer, which start at zero
-        ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
-        ours["quantize.updates"] = torch.zeros((), dtype=torch.int64)
+    if isinstance(config.quantizer, VQConfig):
+        ours.update(quantizer_statistics(config.quantizer.codebook_size))
     return Published(*_FAMILIES[llamagen], config, ours, dropped, _LLAMAGEN if llamagen else _TAMING)
 
 
