@@ -60,3 +60,16 @@ def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tup
         found.append(decoder.extend_each(ids[:, start : start + size], cache))
         start += size
     return torch.cat(found, dim=1), cache, decoder
+
+
+@torch.no_grad()
+def check_fused_step(model: DALLE, text: Tensor, codes: Tensor) -> None:
+    """Decode codes [1, n] one at a time in native code: the logits are those of one pass over all of them."""
+    blocks = FusedBlocks(model.transformer)
+    _, cache = model.prefill(text)
+    whole = model.new_cache(1)
+    whole.load_prefixes([cache])
+    found = torch.stack([model.extend(codes[:, i : i + 1], whole, blocks)[0] for i in range(codes.shape[1])])
+    if blocks.step is None:
+        pytest.skip("no native code here")
+    torch.testing.assert_close(found, model(text, codes)[0, 1:], atol=1e-4, rtol=1e-4)

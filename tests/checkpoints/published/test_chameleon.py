@@ -14,11 +14,11 @@ from torch import Tensor
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints.published.models import read_model
-from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.generate import generate
 from dalle.generation.options import SamplingConfig
 from dalle.pipelines.sizes import sized
 from dalle.text_tokenizers import JSONTokenizer
+from support.native_decode import check_fused_step
 from support.published.chameleon import (
     CODES,
     ROWS,
@@ -135,15 +135,7 @@ def test_the_fused_step_has_the_norms_of_each_head(both: dict[str, tuple[Any, Pa
     model = dalle.load_model(both["transformers"][1], **GRID)
     text = torch.tensor([prompt("a fox")])
     codes = torch.randint(CODES, (1, 9), generator=torch.Generator().manual_seed(1))
-    blocks = FusedBlocks(model.transformer)
-    with torch.no_grad():
-        _, cache = model.prefill(text)
-        whole = model.new_cache(1)
-        whole.load_prefixes([cache])
-        found = torch.stack([model.extend(codes[:, i : i + 1], whole, blocks)[0] for i in range(9)])
-        if blocks.step is None:
-            pytest.skip("no native code here")
-        torch.testing.assert_close(found, model(text, codes)[0, 1:], atol=1e-4, rtol=1e-4)
+    check_fused_step(model, text, codes)
 
 
 def test_text_ids(both: dict[str, tuple[Any, Path]]) -> None:

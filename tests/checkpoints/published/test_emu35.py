@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dalle
-from dalle.__main__ import main
 from dalle.checkpoints.published import emu35, llama
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.summary import without_weights
@@ -22,7 +21,7 @@ from dalle.models.dalle import DALLE
 from support.published.autoencoders import decode, random_state
 from support.published.emu3 import CODES, EXTRA, ranks, special, write_words
 from support.published.emu35 import HEAD, ROWS, image_state, null, prompt, reference, write
-from support.published.language_models import CAPTIONS, TEXTS, greedy, with_row_ends
+from support.published.language_models import CAPTIONS, TEXTS, check_converted, greedy, with_row_ends
 
 transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 pytest.importorskip("regex")
@@ -92,16 +91,7 @@ def test_sampling_is_the_projects(tmp_path: Path, folder: Path) -> None:
 
 
 def test_converted_it_draws_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", **GRID)
-    (result,) = pipe("a red fox", n=2, seed=5, size="10x4", temperature=4.0)
-    assert main(["inspect", str(folder), "grid=4"]) == 0
-    told = capsys.readouterr().out
-    assert "an Emu3.5" in told and "Apache-2.0" in told and told.count("tokenizer: in these files") == 2
-    assert main(["convert", str(folder), str(tmp_path / "ours"), "grid=4"]) == 0
-    again = dalle.TextToImage.from_pretrained(tmp_path / "ours", device="cpu")
-    assert again.model.config == pipe.model.config and again.sampling == pipe.sampling
-    (same,) = again("a red fox", n=2, seed=5, size="10x4", temperature=4.0)
-    assert torch.equal(same.codes, result.codes) and same.images[0].tobytes() == result.images[0].tobytes()
+    check_converted(folder, tmp_path / "ours", 4, "10x4", "an Emu3.5", capsys)
 
 
 def test_at_full_size_all_tensors_fit(tmp_path: Path) -> None:

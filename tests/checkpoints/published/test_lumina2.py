@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 import dalle
-from dalle.__main__ import main
 from dalle.checkpoints.published import llama, lumina2
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.summary import without_weights
 from dalle.generation.options import SamplingConfig
 from support.published.autoencoders import decode, random_state
-from support.published.language_models import CAPTIONS, TEXTS, byte_level, greedy, with_row_ends
+from support.published.language_models import CAPTIONS, TEXTS, byte_level, check_converted, greedy, with_row_ends
 from support.published.lumina2 import (
     CELL,
     CODES,
@@ -92,16 +91,7 @@ def test_images_are_those_of_transformers_and_slow_modules(grid: tuple[int, int]
 
 
 def test_converted_it_draws_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", **GRID)
-    (result,) = pipe("a red fox", n=2, seed=5, size="96x32", temperature=4.0)
-    assert main(["inspect", str(folder), "grid=8"]) == 0
-    told = capsys.readouterr().out
-    assert "a Lumina-mGPT 2.0" in told and "Apache-2.0" in told and told.count("tokenizer: in these files") == 2
-    assert main(["convert", str(folder), str(tmp_path / "ours"), "grid=8"]) == 0
-    again = dalle.TextToImage.from_pretrained(tmp_path / "ours", device="cpu")
-    assert again.model.config == pipe.model.config and again.sampling == pipe.sampling
-    (same,) = again("a red fox", n=2, seed=5, size="96x32", temperature=4.0)
-    assert torch.equal(same.codes, result.codes) and same.images[0].tobytes() == result.images[0].tobytes()
+    check_converted(folder, tmp_path / "ours", 8, "96x32", "a Lumina-mGPT 2.0", capsys)
 
 
 def test_at_full_size_all_tensors_fit(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints.published.models import read_model
-from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.generate import generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.models.dalle import DALLE
+from support.native_decode import check_fused_step
 from support.published import simplear
 from support.published.language_models import CAPTIONS, TEXTS, greedy
 from support.published.simplear import CODES, ROWS, null, prompt
@@ -72,15 +72,7 @@ def test_the_fused_step_has_grouped_heads_and_their_biases(both: dict[str, tuple
     model = dalle.load_model(both["one file"][1], **GRID)
     text = torch.tensor([prompt("a fox")])
     codes = torch.randint(CODES, (1, 9), generator=torch.Generator().manual_seed(1))
-    blocks = FusedBlocks(model.transformer)
-    with torch.no_grad():
-        _, cache = model.prefill(text)
-        whole = model.new_cache(1)
-        whole.load_prefixes([cache])
-        found = torch.stack([model.extend(codes[:, i : i + 1], whole, blocks)[0] for i in range(9)])
-        if blocks.step is None:
-            pytest.skip("no native code here")
-        torch.testing.assert_close(found, model(text, codes)[0, 1:], atol=1e-4, rtol=1e-4)
+    check_fused_step(model, text, codes)
 
 
 def test_text_ids(both: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+import dalle
+from dalle.__main__ import main
 
 LINES = ["a red fox in the snow", "two cats, 12 dogs", "лиса в лесу", "雪中的狐狸", "हिउँमा स्याल"] * 3
 TEXTS = [*LINES[:5], "", "  \t a fox \n", "🦊🏔️ e\u0301", "word " * 300, "it's\n\nnew: {} lines"]
@@ -83,3 +88,28 @@ def with_row_ends(ids: Sequence[int], row_end: tuple[int, int] | None) -> list[i
     for count, number in enumerate(ids, 1):
         tokens += [number, end] if count % columns == 0 else [number]
     return tokens
+
+
+def check_converted(
+    folder: Path, out: Path, rows: int, size: str, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `inspect` says of a model of several sizes, and that it draws the same images after `convert` to `out`.
+
+    Args:
+        folder: the published model, with its image tokenizer.
+        out: the folder to convert it to.
+        rows: rows of codes of its images, square.
+        size: another size, "WIDTHxHEIGHT", to draw.
+        family: what `inspect` calls it; its license is Apache 2.0.
+        capsys: for the output of the commands.
+    """
+    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", grid=rows)
+    (result,) = pipe("a red fox", n=2, seed=5, size=size, temperature=4.0)
+    assert main(["inspect", str(folder), f"grid={rows}"]) == 0
+    told = capsys.readouterr().out
+    assert family in told and "Apache-2.0" in told and told.count("tokenizer: in these files") == 2
+    assert main(["convert", str(folder), str(out), f"grid={rows}"]) == 0
+    again = dalle.TextToImage.from_pretrained(out, device="cpu")
+    assert again.model.config == pipe.model.config and again.sampling == pipe.sampling
+    (same,) = again("a red fox", n=2, seed=5, size=size, temperature=4.0)
+    assert torch.equal(same.codes, result.codes) and same.images[0].tobytes() == result.images[0].tobytes()
