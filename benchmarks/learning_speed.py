@@ -31,7 +31,7 @@ from dalle.data import open_data
 from dalle.data.loader import evaluation_batches
 from dalle.models.dalle import DALLE
 from dalle.training.init_from import resolve_recipe
-from dalle.training.optim import EMA, adamw, clipped_step, gradient_norm, learning_rate
+from dalle.training.optim import EMA, build_optimizer, clipped_step, gradient_norm, learning_rate
 from dalle.training.recipe import DALLERecipe
 
 TURN = 60  # seconds of one turn
@@ -96,7 +96,7 @@ def ours(recipe: DALLERecipe, minutes: float) -> Learner:
     """The recipe's model and optimizer, with its schedule over the time instead of over steps."""
     torch.manual_seed(0)
     model, averaged = DALLE(recipe.model), DALLE(recipe.model).eval()
-    optimizer, optim = adamw(model, recipe.optim), replace(recipe.optim, warmup=30)
+    optimizer, optim = build_optimizer(model, recipe.optim), replace(recipe.optim, warmup=30)
     ema = EMA(model, recipe.optim.ema or 0.99)
     schedule, steps = 1000, [0]  # the share of the time in thousandths is the step of the schedule
 

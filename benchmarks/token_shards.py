@@ -26,7 +26,7 @@ from dalle.data.token_shards.encode import EncodeOptions, Encoding
 from dalle.data.token_shards.encoders import token_encoder
 from dalle.data.token_shards.files import GROUP_ROWS, ShardIndex, write_index, write_shard
 from dalle.data.token_shards.provenance import TokenProvenance
-from dalle.training.optim import adamw
+from dalle.training.optim import build_optimizer
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask
 
@@ -101,7 +101,7 @@ def main() -> None:
         random.mkdir()
         print(f"encoding: {encoded(recipe, shards):.0f} images a second, {torch.get_num_threads()} threads")
         task = DALLETask(recipe, torch.device("cpu"))
-        optimizer = adamw(task.model, recipe.optim)
+        optimizer = build_optimizer(task.model, recipe.optim)
         configs: dict[str, AnyDataConfig] = {
             "images": ShapesConfig(size=IMAGES),
             "shards": TokenShardsConfig(path=shards),

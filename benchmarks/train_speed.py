@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
-from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm
+from dalle.training.optim import EMA, OptimConfig, build_optimizer, clipped_step, gradient_norm
 from dalle.training.planning.plan import operations
 from dalle.training.planning.setup import ModelSize
 from dalle.training.run.compiling import compile_blocks
@@ -78,7 +78,7 @@ def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, ki
         return losses["text"] / 8 + losses["image"] * 7 / 8
 
     average = EMA(model, 0.999) if args.average else None
-    optimizer = adamw(model, OptimConfig())
+    optimizer = build_optimizer(model, OptimConfig())
 
     def step() -> None:
         norm = gradient_norm(model.parameters())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
 from dalle.models.unet import UNet
-from dalle.training.optim import OptimConfig, adamw
+from dalle.training.optim import OptimConfig, build_optimizer
 from dalle.training.run.malloc import keep_freed_memory
 
 WIDTHS, LAYERS, CONTEXT, TOKENS = (64, 128, 128), 1, 128, 28
@@ -72,7 +72,7 @@ def rate(work: Callable[[], object], images: int, repeats: int) -> float:
 
 def measure(net: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], bfloat16: bool, repeats: int) -> dict[str, float]:
     """Images a second in training and in sampling."""
-    optimizer = adamw(net, OptimConfig())
+    optimizer = build_optimizer(net, OptimConfig())
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dalle.checkpoints.published.vqgan import read
 from dalle.image_tokenizers.vqgan import VQGAN
-from dalle.training.optim import OptimConfig, adamw
+from dalle.training.optim import OptimConfig, build_optimizer
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.malloc import keep_freed_memory
 
@@ -83,7 +83,7 @@ def trainer(module: Taming | Ours, kind: str, images: Tensor) -> Callable[[], Te
     """A step of training, which gives its loss."""
     fused = isinstance(module, Ours)
     optimizer = (
-        adamw(module, OptimConfig(lr=4.5e-6, weight_decay=0.0))
+        build_optimizer(module, OptimConfig(lr=4.5e-6, weight_decay=0.0))
         if fused
         else torch.optim.Adam(module.parameters(), lr=4.5e-6, betas=(0.5, 0.9))
     )

@@ -17,7 +17,7 @@ import torch
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
 from dalle.device import free_memory
-from dalle.training.optim import EMA, adamw
+from dalle.training.optim import EMA, build_optimizer
 from dalle.training.planning.memory import memory
 from dalle.training.planning.setup import ModelSize, TrainSetup
 from dalle.training.recipe import DALLERecipe, LoopRecipe
@@ -222,7 +222,7 @@ def _train_steps(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.de
     answer.send(None)  # libraries are loaded: memory is measured from here on
     torch.manual_seed(run.seed)
     task = build_task(recipe, accelerator.device)
-    optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
+    optimizers = {phase.name: accelerator.prepare(build_optimizer(phase.module, phase.optim)) for phase in task.phases}
     ema = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
     stream = batches(open_training(recipe.data, task.image_size), batch_size=run.batch_size, seed=run.seed)
     task.model.train()

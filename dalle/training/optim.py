@@ -1,10 +1,10 @@
-"""Optimization: AdamW parameter groups, schedules as functions of the step, gradient clipping, EMA."""
+"""Optimization: AdamW and Muon's parameter groups, schedules as functions of the step, gradient clipping, EMA."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.config.ranges import Decay, NonNegativeInt, Probability, Range, Weight
 from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
+from dalle.training.muon import Muon, sections_of_matrices
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a fused AdamW kernel
 _READS_FOUND_INF = {"cpu", "cuda"}  # devices whose fused kernel skips the step if `found_inf` is set
@@ -28,8 +29,11 @@ class Layered(Protocol):
 
 @config
 class OptimConfig:
-    """Options of AdamW, its learning-rate schedule, clipping and EMA."""
+    """Options of the optimizer, its learning-rate schedule, clipping and EMA."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of transformer blocks take orthogonalized steps (Jordan et al. 2024), everything else those of
+    AdamW, at the same learning rate; it keeps one moment of a matrix in place of two."""
     lr: Annotated[float, Range(0, ceiling=1000)] = 3e-4
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.96)
@@ -97,20 +101,21 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     return decay.at(step - optim.warmup)
 
 
-def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices, convolutions and positions only.
+def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """Build the optimizer, with weight decay on matrices, convolutions and positions only.
 
     Norms, biases, embeddings and codebooks are not decayed. Uses the fused implementation where PyTorch has one.
 
     Raises:
-        ValueError: `layer_decay` is below 1 and the module is not `Layered`, or is sharded.
+        ValueError: `layer_decay` is below 1 and the module is not `Layered`, or `kind` is muon and the module has no
+            transformer; or either of them and the module is sharded.
     """
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     tables |= {id(p) for name, p in module.named_parameters() if name.endswith("codebook")}
     parameters = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]  # matrices, convolutions and positions
     rest = [p for p in parameters if p.ndim < 2 or id(p) in tables]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": optim.weight_decay}]
     # torch's foreach and fused kernels take all tensors of a group at once and cannot mix DTensors with plain ones
     if is_sharded(rest):
         groups += [{"params": [p for p in rest if is_sharded([p])], "weight_decay": 0.0}]
@@ -118,7 +123,9 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     groups += [{"params": rest, "weight_decay": 0.0}]
     if optim.layer_decay != 1:
         groups = _by_layer(groups, module, optim.layer_decay)
-    optimizer = torch.optim.AdamW(
+    if optim.kind == "muon":
+        groups = _with_matrices(groups, module)
+    optimizer = (Muon if optim.kind == "muon" else torch.optim.AdamW)(
         [g for g in groups if g["params"]],
         lr=optim.lr,
         betas=optim.betas,
@@ -127,6 +134,23 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     )
     optimizer.register_load_state_dict_pre_hook(_keep_fused_flag)
     return optimizer
+
+
+def _with_matrices(groups: list[dict[str, Any]], module: nn.Module) -> list[dict[str, Any]]:
+    """Split the matrices of transformer blocks from each group, with the sections that Muon steps one by one."""
+    sections = sections_of_matrices(module)
+    if not sections:
+        raise ValueError(
+            f"optim.kind is muon, which trains transformer blocks, and {type(module).__name__} has none: use adamw"
+        )
+    if is_sharded(module.parameters()):
+        raise ValueError("optim.kind is muon, which fsdp does not support: set run.sharding=none or optim.kind=adamw")
+    split = []
+    for group in groups:
+        matrices = [p for p in group["params"] if id(p) in sections]
+        split += [group | {"params": [p for p in group["params"] if id(p) not in sections]}]
+        split += [group | {"params": matrices, "sections": [sections[id(p)] for p in matrices]}] if matrices else []
+    return split
 
 
 def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -146,7 +170,7 @@ def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of an optimizer from `adamw`; with `layer_decay` it is that of the top layer."""
+    """Set the learning rate of an optimizer from `build_optimizer`; with `layer_decay` it is that of the top layer."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_factor", 1.0)
 
@@ -159,7 +183,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float 
     the norm is finite, and clipping needs no extra pass over the gradients.
 
     Args:
-        optimizer: optimizer from `adamw`; its gradients may be scaled in place.
+        optimizer: optimizer from `build_optimizer`; its gradients may be scaled in place.
         norm: norm of all gradients, a scalar on their device.
         largest: maximum norm; None does not clip.
     """
@@ -235,6 +259,9 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> float:
         for weight in group["params"]:
             state = optimizer.state.get(weight)
             if not state:
+                continue
+            if "moved" in state:  # of Muon, which stores the norm: its step cannot be had again without the gradient
+                squares.append(torch.stack([state["moved"].square(), weight.square().sum()]).float())
                 continue
             steps_taken, decay = state["step"], rate * group["weight_decay"]
             # AdamW gives the new weights w' = (1 - d) w - s, where d is the decay and s the step of Adam, of the

@@ -24,7 +24,7 @@ from dalle.training.checkpoint.latest import load_latest
 from dalle.training.checkpoint.restore import restore
 from dalle.training.distributed import powersgd
 from dalle.training.distributed.powersgd import PowerSGD
-from dalle.training.optim import EMA, adamw
+from dalle.training.optim import EMA, build_optimizer
 from dalle.training.recipe import LoopRecipe
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_sharding
@@ -69,7 +69,7 @@ class Run:
         torch.manual_seed(run.seed)  # the same initial weights in every process
         self.task = task = build_task(recipe, self.accelerator.device, self.sharding)
         self._uncompiled = compile_blocks(task.model, self.accelerator.device) if run.compile else None
-        self.optimizers = {p.name: self.accelerator.prepare(adamw(p.module, p.optim)) for p in task.phases}
+        self.optimizers = {p.name: self.accelerator.prepare(build_optimizer(p.module, p.optim)) for p in task.phases}
         self.ema = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
         compressed = run.powersgd is not None and self.world > 1
         self.compressors = {p.name: PowerSGD(run.powersgd) for p in task.phases} if compressed and run.powersgd else {}

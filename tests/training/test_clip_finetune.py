@@ -23,7 +23,7 @@ from dalle.data.batch import Batch
 from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
 from dalle.training.lock import freeze
-from dalle.training.optim import OptimConfig, adamw, set_learning_rate
+from dalle.training.optim import OptimConfig, build_optimizer, set_learning_rate
 from dalle.training.tasks.clip import CLIPTask, Inputs
 from support.published.clips import hub_folder
 from support.tiny_configs import clip_config
@@ -185,11 +185,15 @@ def make_other(folder: Path) -> Path:
 def test_layer_decay_lowers_rates_from_the_top_of_each_tower() -> None:
     clip = CLIP(clip_config(image_size=8, patch_size=4, text_vocab=30))
     optim = OptimConfig(lr=1.0, layer_decay=0.5)
-    optimizer = adamw(clip, optim)
+    optimizer = build_optimizer(clip, optim)
     set_learning_rate(optimizer, 0.8)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    plain = {id(p): group["weight_decay"] for group in adamw(clip, OptimConfig()).param_groups for p in group["params"]}
+    plain = {
+        id(p): group["weight_decay"]
+        for group in build_optimizer(clip, OptimConfig()).param_groups
+        for p in group["params"]
+    }
     assert decay == plain
     wanted = {
         "logit_scale": 0.8,

@@ -13,7 +13,7 @@ from torch import nn
 
 from dalle.config import ConfigError
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
-from dalle.training.optim import EMA, CosineSchedule, OptimConfig, adamw, learning_rate, update_ratio
+from dalle.training.optim import EMA, CosineSchedule, OptimConfig, build_optimizer, learning_rate, update_ratio
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, load_recipe, tokens_per_image
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
 def test_update_ratio_is_the_norm_of_the_change_over_the_norm_of_the_weights() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 1))
-    optimizer = adamw(module, OptimConfig(lr=3e-2, weight_decay=0.4))
+    optimizer = build_optimizer(module, OptimConfig(lr=3e-2, weight_decay=0.4))
     assert update_ratio(optimizer) == 0.0  # no step was taken
     for _ in range(5):
         before = nn.utils.parameters_to_vector(module.parameters()).clone()
@@ -65,12 +65,12 @@ def test_fused_adamw_equals_torchs_other_kernels(kind: str) -> None:
     first = nn.Sequential(nn.Linear(65, 33), nn.LayerNorm(33), nn.Linear(33, 1))
     ours, going_on = copy.deepcopy(first), copy.deepcopy(first)
     optim = OptimConfig(lr=3e-2, weight_decay=0.4)
-    optimizer = adamw(ours, optim)
+    optimizer = build_optimizer(ours, optim)
     assert all(group["fused"] for group in optimizer.param_groups)
-    groups = [{k: v for k, v in g.items() if k != "fused"} for g in adamw(first, optim).param_groups]
+    groups = [{k: v for k, v in g.items() if k != "fused"} for g in build_optimizer(first, optim).param_groups]
     plain = torch.optim.AdamW(groups, foreach=kind == "foreach")
     trained(plain, first, 0, 5)
-    resumed = adamw(going_on, optim)
+    resumed = build_optimizer(going_on, optim)
     going_on.load_state_dict(first.state_dict())
     resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
     assert all(group["fused"] for group in resumed.param_groups)
@@ -84,7 +84,7 @@ def test_fused_adamw_equals_torchs_other_kernels(kind: str) -> None:
 
 def test_only_matrices_have_weight_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 1, 3))
-    decayed, rest = adamw(module, OptimConfig(weight_decay=0.3)).param_groups
+    decayed, rest = build_optimizer(module, OptimConfig(weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3 and rest["weight_decay"] == 0.0
     assert {id(p) for p in decayed["params"]} == {id(module[1].weight), id(module[3].weight)}
     assert len(rest["params"]) == 5  # embedding, two biases, gain and bias of the norm
@@ -92,7 +92,7 @@ def test_only_matrices_have_weight_decay() -> None:
 
 def test_learned_codebook_has_no_weight_decay() -> None:
     quantizer = VectorQuantizer(VQConfig(codebook_size=4, code_channels=2, update="gradient"))
-    (rest,) = adamw(quantizer, OptimConfig(weight_decay=0.3)).param_groups
+    (rest,) = build_optimizer(quantizer, OptimConfig(weight_decay=0.3)).param_groups
     assert rest["weight_decay"] == 0.0 and [id(p) for p in rest["params"]] == [id(quantizer.codebook)]
 
 

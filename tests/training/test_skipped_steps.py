@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from dalle.device import AsyncRead, to_device
 from dalle.kernels import ids
-from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm
+from dalle.training.optim import EMA, OptimConfig, build_optimizer, clipped_step, gradient_norm
 from dalle.training.run.log import RunLog
 from dalle.training.skipped_steps import SkippedStepMonitor
 from dalle.training.tasks.base import Phase
@@ -111,7 +111,7 @@ def test_host_sync_tripwire_detects_reads(monkeypatch: pytest.MonkeyPatch) -> No
 def small() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 1))
-    return module, adamw(module, OptimConfig(lr=1e-2, weight_decay=0.3))
+    return module, build_optimizer(module, OptimConfig(lr=1e-2, weight_decay=0.3))
 
 
 def backward(module: nn.Module, seed: int) -> None:
@@ -196,7 +196,7 @@ def test_fp16_overflow_lowers_the_loss_scale_and_skips_the_step() -> None:
         assert same is bad
         scales.append(accelerator.scaler.get_scale())
     assert scales == [1024, 512, 512, 1024]
-    plain = adamw(twin, phase.optim)
+    plain = build_optimizer(twin, phase.optim)
     alone = cast("Any", SimpleNamespace(scaler=None, num_processes=1))
     for number in (0, 2, 3):
         loss = twin(torch.full((8, 5), 0.1 * (number + 1))).square().mean()

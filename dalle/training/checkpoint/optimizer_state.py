@@ -24,8 +24,8 @@ def optimizer_state_dict(optimizer: AcceleratedOptimizer, state: nn.Module) -> d
 def moments_by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> Moments:
     """Convert torch's index-keyed state of an unsharded run to names, sharded like the parameters of this run.
 
-    Relies on the order of `adamw`: first the group with weight decay, then everything else in module order. A sharded
-    run splits the latter into two groups (shards and scalars), which are merged here to recover the indices.
+    Relies on the order of `build_optimizer`: first the group with weight decay, then everything else in module order.
+    A sharded run splits the latter into two groups (shards and scalars), which are merged here to recover the indices.
     """
     order = {id(parameter): (place, name) for place, (name, parameter) in enumerate(state.named_parameters())}
     # The first group decays, the others do not

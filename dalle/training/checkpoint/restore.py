@@ -54,6 +54,7 @@ def restore(
             f"the checkpoint has the phases {', '.join(saved.optimizers)}, the recipe {', '.join(optimizers)}: "
             "resume with the recipe that the run was started with"
         )
+    _check_kind(saved, optimizers)
     if not saved.weights and saved.folder is not None:
         _load_shards(saved, saved.folder / "shards", state, ema, optimizers)
     else:
@@ -61,6 +62,21 @@ def restore(
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
     return saved.step
+
+
+def _check_kind(saved: Checkpoint, optimizers: dict[str, AcceleratedOptimizer]) -> None:
+    """Refuse the moments of one kind of optimizer for another, which torch would refuse by a count of groups."""
+    for name, optimizer in optimizers.items():
+        # A sharded run's are keyed by parameter name and have no groups; such a run has AdamW
+        groups = saved.optimizers[name].get("param_groups", ())
+        kinds = [
+            "muon" if any("sections" in g for g in given) else "adamw" for given in (groups, optimizer.param_groups)
+        ]
+        if len(set(kinds)) > 1:
+            raise ValueError(
+                f"the checkpoint was trained with optim.kind={kinds[0]}, the recipe has {kinds[1]}: resume with "
+                f"optim.kind={kinds[0]}, or begin a new run with init_from"
+            )
 
 
 def _with_defaults(architecture: dict[str, Any], model: Any) -> dict[str, Any]:

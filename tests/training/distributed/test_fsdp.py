@@ -29,7 +29,7 @@ from dalle.training.distributed.fsdp import (
     local,
     reshard,
 )
-from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm, update_ratio
+from dalle.training.optim import EMA, OptimConfig, build_optimizer, clipped_step, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
 from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
@@ -62,7 +62,7 @@ def _loss(model: nn.Module) -> Tensor:
 def _stepped(model: nn.Module) -> dict[str, Tensor]:
     """Loss, norm and ratio of two steps of two micro-batches each, and the averaged weights that come out."""
     options = OptimConfig(lr=1e-2, clip_norm=0.1)
-    optimizer, average = adamw(model, options), EMA(model, 0.9)
+    optimizer, average = build_optimizer(model, options), EMA(model, 0.9)
     metrics: dict[str, Tensor] = {}
     for step in range(2):
         for _ in range(2):
@@ -137,7 +137,7 @@ def test_a_sharded_step_equals_the_unsharded_step(kind: str, tmp_path: Path) -> 
 
 def _in_half(model: nn.Module, world: int, poisoned: bool) -> dict[str, Tensor]:
     """Losses, norms and loss scales of four steps in fp16; the third meets an infinite gradient."""
-    scaler, adam = torch.amp.GradScaler("cpu", init_scale=2.0**6), adamw(model, OptimConfig(lr=1e-2))
+    scaler, adam = torch.amp.GradScaler("cpu", init_scale=2.0**6), build_optimizer(model, OptimConfig(lr=1e-2))
     accelerator = SimpleNamespace(scaler=scaler, num_processes=world, reduce=_mean)
     optimizer = SimpleNamespace(optimizer=adam, param_groups=adam.param_groups, zero_grad=adam.zero_grad)
     phase, found = Phase("clip", model, OptimConfig(lr=1e-2, warmup=0)), {}

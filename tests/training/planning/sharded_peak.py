@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.training.distributed.fsdp import Sharding, keep_unsharded, local, reshard
-from dalle.training.optim import OptimConfig, adamw
+from dalle.training.optim import OptimConfig, build_optimizer
 from dalle.training.planning.memory import memory, sampling_budget
 from dalle.training.planning.setup import ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
@@ -54,7 +54,7 @@ def peaks(case: Case) -> dict[str, float]:
     config = with_checkpointing(SIZES[case.size], case.checkpointing)
     sharding = Sharding(torch.device("cpu"), torch.float32 if case.precision == "fp32" else torch.bfloat16)
     model = sharding.build(lambda: DALLE(config), ("losses", "prefill", "extend", "new_cache"))
-    optimizer = adamw(model, OptimConfig())
+    optimizer = build_optimizer(model, OptimConfig())
     text = torch.ones(IMAGES, config.text_length, dtype=torch.int64)
     codes = torch.zeros(IMAGES, config.image_length, dtype=torch.int64)
 

@@ -15,7 +15,7 @@ import torch
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
-from dalle.training.optim import EMA, OptimConfig, adamw
+from dalle.training.optim import EMA, OptimConfig, build_optimizer
 from dalle.training.planning.memory import cache_bytes, memory
 from dalle.training.planning.setup import ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
@@ -28,7 +28,7 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
     """Bytes at the highest moment of an step: weights, moments, average, and what the profiler sees come and go."""
     torch.manual_seed(0)
     model = DALLE(config)
-    optimizer, average = adamw(model, OptimConfig()), EMA(model, 0.9)
+    optimizer, average = build_optimizer(model, OptimConfig()), EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
