@@ -22,6 +22,7 @@ from dalle.images.read import UnreadableImage, decode_image
 B = TypeVar("B", bound=BaseModel)
 
 _FIELDS, _FILES = 40, 20  # of a form
+_TEXTS = ("prompt", "negative")  # may be empty; another empty field is what clients make of null: not given
 
 
 @dataclass
@@ -42,7 +43,7 @@ async def read_json(request: Request, schema: type[B]) -> B:
     body = await request.body()
     try:
         # Python reads NaN and Infinity as numbers, which JSON does not have
-        return validated(schema, json.loads(body, parse_constant=_no_number))
+        return validated(schema, json.loads(body, parse_constant=_no_number, object_pairs_hook=_once))
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is no JSON: {error}", code="invalid_json") from None
 
@@ -63,7 +64,7 @@ async def read_form(request: Request) -> Form:
                     form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
                 elif name in form.fields:
                     raise ApiError(f"the field {name} is there twice", name)
-                else:
+                elif value or name in _TEXTS:
                     form.fields[name] = value
     except (MultiPartException, HTTPException) as error:
         detail = error.message if isinstance(error, MultiPartException) else error.detail
@@ -148,3 +149,12 @@ def _content_type(request: Request, wanted: str) -> None:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ApiError(f"the field {twice[:100]} is there twice", twice[:100])
+    return found
