@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from itertools import chain
 from typing import cast
 
@@ -27,7 +28,7 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > settings.max_connections:
-                given_up = next(chain(silent, resting, (self,)))
+                given_up = next((one for one in chain(silent, resting) if not _has_sent(one)), self)
                 forget(given_up)
                 given_up.transport.abort()
                 if given_up is self:
@@ -82,3 +83,10 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
         resting.pop(one, None)
 
     return cast("type[asyncio.Protocol]", BoundedProtocol)
+
+
+def _has_sent(one: H11Protocol) -> bool:
+    """Whether something has come that is not read yet: of many connections made at once a request may be among them."""
+    waiting = select.poll()
+    waiting.register(one.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
