@@ -28,7 +28,7 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > settings.max_connections:
-                given_up = next((one for one in chain(silent, resting) if not _has_sent(one)), self)
+                given_up = next(filter(_idle, chain(silent, resting)), self)
                 forget(given_up)
                 given_up.transport.abort()
                 if given_up is self:
@@ -85,8 +85,11 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
     return cast("type[asyncio.Protocol]", BoundedProtocol)
 
 
-def _has_sent(one: H11Protocol) -> bool:
-    """Whether something has come that is not read yet: of many connections made at once a request may be among them."""
-    waiting = select.poll()
-    waiting.register(one.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(waiting.poll(0))
+def _idle(one: H11Protocol) -> bool:
+    """Whether nothing is under way, in either direction, that has not been read or sent yet.
+
+    Of many connections made at once, one may have sent its request before anybody looked.
+    """
+    coming = select.poll()
+    coming.register(one.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return not coming.poll(0) and not one.transport.get_write_buffer_size()
