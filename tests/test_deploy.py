@@ -31,7 +31,9 @@ def ignored(path: str) -> bool:
     patterns = (ROOT / ".dockerignore").read_text("utf-8").split()
     assert not any(pattern.startswith("!") for pattern in patterns)  # which this does not know
     parents = ["/".join(path.split("/")[: i + 1]) for i in range(path.count("/") + 1)]
-    return any(fnmatch.fnmatch(one, pattern.removeprefix("**/")) for one in parents for pattern in patterns)
+    anywhere = [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
+    names = [(one, patterns) for one in parents] + [(part, anywhere) for part in path.split("/")]
+    return any(fnmatch.fnmatch(name, pattern) for name, those in names for pattern in those)
 
 
 def test_dockerfile_copies_what_is_there_and_what_the_wheel_needs() -> None:

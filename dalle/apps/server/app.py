@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,9 +59,14 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        named = logging.getLogger("dalle.pipelines.prompts")  # names prompts that are cut
+        level = named.level
+        if not settings.log_prompts:
+            named.setLevel(logging.ERROR)
         worker.start()
         yield
         worker.stop()
+        named.setLevel(level)
 
     app = FastAPI(
         title="dalle",

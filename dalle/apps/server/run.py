@@ -40,8 +40,6 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
     """
     if settings.token_file is not None:
         read_tokens(settings.token_file)  # before the loading, which takes longer
-    if not settings.log_prompts:
-        logging.getLogger("dalle.pipelines.prompts").setLevel(logging.ERROR)  # it names prompts that are cut
     pipe = TextToImage.from_pretrained(
         settings.model,
         settings.device,

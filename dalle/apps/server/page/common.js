@@ -83,7 +83,7 @@ export function preview(...names) {
     Object.assign(small, { className: "small", alt: "", hidden: true });
     small.onload = () => URL.revokeObjectURL(small.src);
     small.onerror = () => { small.hidden = true; };
-    input.after(small);
+    (input.closest(".row") ?? input).after(small);
     input.addEventListener("change", () => {
       const [file] = input.files;
       small.hidden = !file;
@@ -136,6 +136,7 @@ export class Work {
   at(share) {
     const left = Math.ceil((performance.now() - this.began) / 1000 * (1 - share) / share);
     this.element("progress").value = share;
-    this.element("status").textContent = left > 0 ? `About ${left} s left` : "";
+    const time = left > 99 ? `${Math.round(left / 60)} min` : `${left} s`;
+    this.element("status").textContent = left > 0 ? `About ${time} left` : "";
   }
 }
