@@ -40,7 +40,8 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             idle, last = self.timeout_keep_alive_task is not None, self.cycle
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            cycle = cast("RequestResponseCycle | None", self.cycle)  # None until there is a request
+            if cycle is not None and not cycle.response_complete:
                 silent.pop(self, None)
                 resting.pop(self, None)
             if idle:  # the first bytes of another request
@@ -64,7 +65,7 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
             if self not in self.connections:
                 return
             left = self.transport.get_write_buffer_size()
-            cycle = cast("RequestResponseCycle | None", self.cycle)  # None until there is a request
+            cycle = cast("RequestResponseCycle | None", self.cycle)
             idle = cycle is None or cycle.response_complete or self.transport.is_closing()
             added = not (idle or (self.flow.write_paused and resumed == self.resumed))  # perhaps, since the last look
             if before and not added and left > before - SLOWEST * settings.send_timeout:

@@ -162,7 +162,7 @@ def test_index_of_another_clip_is_refused(tiny_model: Path, index: ImageIndex, t
 def test_classification_is_calibrated_by_the_file_beside_the_clip(tmp_path: Path) -> None:
     """As `dalle classify` does; a file of another CLIP is refused at the start."""
     model = make_tiny_model(tmp_path)
-    folder = tmp_path / "clip"
+    folder = model / "clip"
     clip = dalle.load_clip(folder)
     body = {"image": encoded(picture(1)), "labels": ["heart", "star"], "threshold": 0.1}
     found = []
