@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from dalle import __version__
 from dalle.apps.embed import fingerprint
 from dalle.apps.search import ImageIndex
-from dalle.apps.server.clip_routes import ClipRoutes
+from dalle.apps.server.clip_routes import ClipRoutes, ZeroShot
 from dalle.apps.server.drawing import Drawing
 from dalle.apps.server.errors import ApiError, add_handlers
 from dalle.apps.server.guard import Guard, read_tokens
@@ -27,7 +28,11 @@ from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.tasks import LongWork
 from dalle.apps.server.unclip_routes import UnCLIPRoutes
 from dalle.apps.server.worker import Worker
+from dalle.apps.zeroshot.calibration import calibration_beside
 from dalle.checkpoints.hub import SHIPPED
+from dalle.checkpoints.model_folder import read_config
+from dalle.checkpoints.source import is_model_folder
+from dalle.models.clip import CLIP
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 
@@ -45,17 +50,23 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
         unclip: for variations and blends, or None.
 
     Raises:
-        ValueError: tokens or the index cannot be read.
+        ValueError: tokens, the index or the calibration of the CLIP cannot be read.
     """
     tokens = [] if settings.token_file is None else read_tokens(settings.token_file)
+    zero_shot = _zero_shot(settings, pipe.clip)
     index = None if settings.index is None else _open_index(settings.index, pipe, settings.clip is not None)
     worker = Worker(pipe, FairQueue(settings.max_waiting, settings.max_per_client), settings.max_batch, settings.window)
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        named = logging.getLogger("dalle.pipelines.prompts")  # names prompts that are cut
+        level = named.level
+        if not settings.log_prompts:
+            named.setLevel(logging.ERROR)
         worker.start()
         yield
         worker.stop()
+        named.setLevel(level)
 
     app = FastAPI(
         title="dalle",
@@ -78,11 +89,9 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
     app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=worker.metrics)
     name = model_name(settings.model)
     drawing = Drawing(pipe, worker, settings)
-    # The built-in CLIP has only seen captions of emoji
-    templates = "emoji-en" if settings.model is None and settings.clip is None else "images-en"
     app.include_router(page_router())
     app.include_router(ImageRoutes(drawing, name).router())
-    app.include_router(ClipRoutes(drawing, name, index, templates).router())
+    app.include_router(ClipRoutes(drawing, name, index, zero_shot).router())
     work, paints = LongWork(drawing), settings.paint and pipe.clip is not None
     if paints:
         app.include_router(PaintRoutes(work, name).router())
@@ -106,6 +115,21 @@ def _open_index(folder: Path, pipe: TextToImage, given: bool) -> ImageIndex:
     index = ImageIndex(folder, pipe.clip) if own or given else index
     index.clip  # noqa: B018, loaded and compared now, not at the first request
     return index
+
+
+def _zero_shot(settings: ServeConfig, clip: CLIP | None) -> ZeroShot:
+    """How images are classified, with the calibration in the CLIP's folder if there is one, as by `dalle classify`."""
+    if clip is None:
+        return ZeroShot("images-en")
+    if settings.clip is not None:
+        return ZeroShot("images-en", calibration_beside(settings.clip, clip))
+    folder = (SHIPPED if settings.model is None else Path(settings.model)).expanduser()
+    # A folder of published files says nothing of a CLIP
+    part = (read_config(folder).get("parts") or {}).get("clip") if is_model_folder(folder) else None
+    calibration = None if part is None else calibration_beside(folder / part["path"], clip)
+    if settings.model is None:  # the built-in CLIP has only seen captions of emoji
+        return ZeroShot("emoji-en", calibration, doubts=not clip.config.sigmoid)
+    return ZeroShot("images-en", calibration)
 
 
 def model_name(source: str | None) -> str:

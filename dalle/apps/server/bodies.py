@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from dalle.config import descriptions
 from dalle.generation.options import SamplingConfig
@@ -23,6 +23,14 @@ class Body(BaseModel):
     """Id of the model, one of /v1/models; the server's own if not given."""
     user: str | None = Field(None, max_length=1000)
     """The client's own name for its user, for the log."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """OpenAI's client sends null for an option that is None, which means: not given."""
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object: send {...} with the fields of the endpoint")
+        return {name: value for name, value in values.items() if value is not None}
 
 
 _SAMPLING = tuple(one.name for one in fields(SamplingConfig))
@@ -46,7 +54,7 @@ else:
 class ImagesBody(_SamplingBody):
     """What the three image endpoints have in common: sampling options, OpenAI's fields, then our own."""
 
-    n: int = Field(1, ge=1)
+    n: int = Field(1, ge=1, le=MAX_SEED)
     """Number of images in the answer."""
     size: str | None = Field(None, pattern=r"^(auto|\d{1,5}x\d{1,5})$")
     """WIDTHxHEIGHT: images are drawn in it by a model that draws several sizes, else resized from the model's size at
@@ -63,13 +71,14 @@ class ImagesBody(_SamplingBody):
 
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the first image; image i has seed + i. Random if not given; the answer says it."""
-    candidates: int | None = Field(None, ge=1)
+    candidates: int | None = Field(None, ge=1, le=MAX_SEED)
     """Images to generate, of which CLIP chooses n, best first."""
     negative: str | None = None
     """Negative prompt, which guidance leads away from, of a model that takes one; its own if not given."""
 
     # Options of OpenAI's own models: accepted so that its clients work, and without effect
-    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = None
+    complexity: Literal["low", "medium", "high"] | None = None
     style: Literal["vivid", "natural"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
@@ -112,7 +121,7 @@ class PaintBody(Body):
     image: str | None = None
     """Image to start from, in base64 or as a data: URL."""
     preset: Literal["draft", "good", "best"] = "draft"
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=MAX_SEED)
     cutouts: int | None = Field(None, ge=1, le=64)
     seed: int = Field(0, ge=0, le=2**62 - 1)
     size: str | None = None
@@ -122,7 +131,7 @@ class PaintBody(Body):
     saturation: float | None = None
     stream: bool = False
     """Answer with server-sent events: paint.partial_image and paint.completed."""
-    preview_every: int = Field(5, ge=1)
+    preview_every: int = Field(5, ge=1, le=MAX_SEED)
     """With stream: steps from one preview to the next."""
 
     def options(self) -> dict[str, Any]:
@@ -136,12 +145,12 @@ class VaryBody(Body):
 
     image: str
     """Image to vary, in base64 or as a data: URL."""
-    n: int = Field(4, ge=1)
+    n: int = Field(4, ge=1, le=MAX_SEED)
     eta: float = Field(0.5, ge=0, le=1)
     """0 reproduces the image; 1 keeps only what its CLIP embedding says."""
     seed: int = Field(0, ge=0, le=2**62 - 1)
     """Seed of the first image; image i has seed + i."""
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=MAX_SEED)
     """Steps of the DDIM inversion, and of sampling."""
 
 
@@ -152,9 +161,9 @@ class BlendBody(Body):
     """Texts, and images as data: URLs."""
     weights: list[float] | None = None
     """Weight of each item, for one image of all; without them, `frames` images interpolate between two items."""
-    frames: int = Field(5, ge=2)
+    frames: int = Field(5, ge=2, le=MAX_SEED)
     seed: int = Field(0, ge=0, le=2**62 - 1)
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=MAX_SEED)
 
 
 Texts = str | Annotated[list[str], Field(max_length=64)]
@@ -191,7 +200,7 @@ class ClassifyBody(Body):
     """Names, or name -> its synonyms."""
     templates: Texts | None = None
     """Name of a set of sentences, or sentences with {} for the label."""
-    top: int | None = Field(None, ge=1)
+    top: int | None = Field(None, ge=1, le=MAX_SEED)
     threshold: float | None = Field(None, ge=0, le=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from dalle.apps.server.drawing import Drawing
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.images import check_model
 from dalle.apps.server.schema import json_schema
-from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot import Prediction, ZeroShotClassifier
+from dalle.apps.zeroshot.calibration import Calibration
+from dalle.apps.zeroshot.classifier import DOUBTFUL
 from dalle.data.custom.records import as_record
 from dalle.evaluation.templates import templates_of
 from dalle.evaluation.zero_shot import embed_texts
@@ -33,19 +36,34 @@ _THUMBNAIL = 192  # pixels
 _SENTENCES = 10_000  # that one request may have embedded: a thousand labels in the ten templates of images-en
 
 
+@dataclass(frozen=True)
+class ZeroShot:
+    """How /v1/classify classifies with the server's CLIP.
+
+    Attributes:
+        templates: the set of sentences for labels, where a request names none.
+        calibration: of the probability of none; None: uncalibrated.
+        doubts: whether to say that perhaps no label fits, for a CLIP of which that was measured.
+    """
+
+    templates: str
+    calibration: Calibration | None = None
+    doubts: bool = False
+
+
 class ClipRoutes:
     """The endpoints, for one CLIP and perhaps an index of images."""
 
-    def __init__(self, drawing: Drawing, name: str, index: ImageIndex | None, templates: str) -> None:
+    def __init__(self, drawing: Drawing, name: str, index: ImageIndex | None, zero_shot: ZeroShot) -> None:
         """Prepare them.
 
         Args:
             drawing: runs computations in the worker's thread.
             name: id of the model.
             index: the images to search.
-            templates: the set of sentences for labels, where a request names none.
+            zero_shot: how images are classified.
         """
-        self.drawing, self.name, self.index, self.templates = drawing, name, index, templates
+        self.drawing, self.name, self.index, self.zero_shot = drawing, name, index, zero_shot
         self.settings = drawing.settings
 
     def router(self) -> APIRouter:
@@ -116,12 +134,13 @@ class ClipRoutes:
         clip = self._clip()
         if not body.image:
             raise ApiError("image is empty: give one at least", "image")
-        templates = self.templates if body.templates is None else body.templates
+        templates = self.zero_shot.templates if body.templates is None else body.templates
         self._check_labels(body.labels, templates)
 
-        def classified(images: Sequence[Image.Image]) -> list[Any]:
+        def classified(images: Sequence[Image.Image]) -> list[Prediction]:
             with torch.inference_mode():
-                return ZeroShotClassifier(clip, body.labels, templates)(images, body.top, threshold=body.threshold)
+                classify = ZeroShotClassifier(clip, body.labels, templates, self.zero_shot.calibration)
+                return classify(images, body.top, threshold=body.threshold, with_none=self.zero_shot.doubts)
 
         async with self.drawing.holding:
             images = await self.drawing.decoded(several(body.image), "image")
@@ -130,7 +149,9 @@ class ClipRoutes:
         for number, result in enumerate(results):
             pairs = zip(result.labels, result.probabilities, strict=True)
             labels = [{"label": label, "probability": value} for label, value in pairs]
-            none = {} if result.none is None else {"none": result.none}
+            none: dict[str, Any] = {} if result.none is None else {"none": result.none}
+            if result.none is not None and self.zero_shot.doubts and body.threshold is None:
+                none["doubtful"] = result.none > DOUBTFUL
             data.append({"index": number, "labels": labels, **none})
         return JSONResponse({"object": "list", "data": data, "model": self.name})
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -56,8 +59,12 @@ class ApiError(Exception):
 
 def from_validation(error: ValidationError) -> ApiError:
     """The first thing wrong with a body, by the name of its field."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
+    return _refused(error.errors(include_url=False, include_context=False)[0])
+
+
+def _refused(first: Mapping[str, Any]) -> ApiError:
+    """What pydantic says of one field; names and values of any length may have been sent."""
+    param = ".".join(str(part)[:100] for part in first["loc"]) or None
     # Where nothing was given, pydantic's input is the whole body
     given = "" if first["type"] in ("missing", "json_invalid") else f" (given: {_short(first['input'])})"
     if first["type"] == "extra_forbidden":
@@ -75,9 +82,14 @@ def add_handlers(app: FastAPI) -> None:
     async def api_error(_request: Request, error: ApiError) -> JSONResponse:
         return error.response()
 
+    @app.exception_handler(RequestValidationError)
+    async def wrong_path(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return _refused({**first, "loc": first["loc"][1:]}).response()  # without "path"
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+        message = f"{request.method} {request.url.path[:100]}: {str(error.detail).lower()}"
         return ApiError(message, status=error.status_code).response()
 
     @app.exception_handler(Exception)

@@ -8,6 +8,7 @@ import hmac
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServeConfig, tokens: Sequence[str], metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.tokens = [token.encode() for token in tokens]
-        self.running = 0
+        self.running: Counter[str] = Counter()  # requests by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -76,12 +77,13 @@ class Guard:
                 unread = True
                 raise OSError(f"the client has not read for {self.settings.send_timeout:g} s") from None
 
-        self.running += guarded
+        client: str | None = None
         try:
             if guarded:
                 check_origin(request, self.settings)
-                scope["state"]["client"] = self._client(request)
-                self._check(request)
+                client = scope["state"]["client"] = self._client(request)
+                self.running[client] += 1
+                self._check(request, client)
             await self.app(scope, self._limited(receive), sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
@@ -92,7 +94,9 @@ class Guard:
             if not unread:  # a traceback of what is only a slow client would be its way to fill the log
                 raise
         finally:
-            self.running -= guarded
+            if client is not None:
+                self.running[client] -= 1
+                self.running += Counter()  # drops those without a request
             route = scope.get("route")
             name = getattr(route, "path", "other")
             seconds = time.perf_counter() - started
@@ -124,11 +128,12 @@ class Guard:
             raise ApiError(f"{message}: send Authorization: Bearer TOKEN", status=401, code="invalid_api_key")
         return "token " + hashlib.sha256(given).hexdigest()[:12]  # the log must not hold tokens
 
-    def _check(self, request: Request) -> None:
-        if self.running > self.settings.max_requests:
-            raise ApiError(
-                f"{self.settings.max_requests} requests are running: try again later", status=429, retry_after=2
-            )
+    def _check(self, request: Request, client: str) -> None:
+        limit, running = self.settings.max_requests, self.running.total()
+        own, half = self.running[client], (limit + 1) // 2
+        if running > limit or own > half:
+            full = f"{limit} requests are" if running > limit else f"{half} requests of yours are"
+            raise ApiError(f"{full} running: try again later", status=429, retry_after=2, code="rate_limit_exceeded")
         # A length that is announced is refused at once; otherwise `_limited` counts what comes
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.settings.max_body:

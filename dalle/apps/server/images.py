@@ -22,6 +22,9 @@ from dalle.apps.server.schema import form_schema, json_schema
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.result import Result
 
+# Codes that it draws look at the text and at codes of the same image: there is no place for another image to be read
+_ONE_IMAGE = "this model draws on in one image and cannot take anything from others (/v1/blend can, with an unCLIP)"
+
 
 class ImageRoutes:
     """The endpoints, for one model."""
@@ -96,7 +99,7 @@ class ImageRoutes:
         if not files:
             raise ApiError(f"{name} is missing: send it as a file of the form", name, code="missing_required_parameter")
         if len(files) > 1:
-            raise ApiError(f"{len(files)} files in {name}: this model goes on from one image", name)
+            raise ApiError(f"{len(files)} files in {name}: {_ONE_IMAGE}", name, code="too_many_images")
         facts = {"file": name, "sha256": hashlib.sha256(files[0]).hexdigest()}
         return inputs.read_image(files[0], name, self.settings.max_pixels), {name: facts}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,7 +22,9 @@ from dalle.images.read import UnreadableImage, decode_image
 
 B = TypeVar("B", bound=BaseModel)
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FIELDS, _FILES = 40, 20  # of a form
+_TEXTS = ("prompt", "negative")  # may be empty; another empty field is what clients make of null: not given
 
 
 @dataclass
@@ -41,8 +44,12 @@ async def read_json(request: Request, schema: type[B]) -> B:
     _content_type(request, "application/json")
     body = await request.body()
     try:
+        text = body.decode("utf-8-sig")  # json.loads would take bytes for UTF-16, too
         # Python reads NaN and Infinity as numbers, which JSON does not have
-        return validated(schema, json.loads(body, parse_constant=_no_number))
+        values = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
+        if _SURROGATE.search(text):
+            json.dumps(values, ensure_ascii=False).encode()  # fails at half of a pair, which is no character
+        return validated(schema, values)
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is no JSON: {error}", code="invalid_json") from None
 
@@ -63,7 +70,7 @@ async def read_form(request: Request) -> Form:
                     form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
                 elif name in form.fields:
                     raise ApiError(f"the field {name} is there twice", name)
-                else:
+                elif value or name in _TEXTS:
                     form.fields[name] = value
     except (MultiPartException, HTTPException) as error:
         detail = error.message if isinstance(error, MultiPartException) else error.detail
@@ -136,7 +143,8 @@ def transparent_mask(image: Image.Image, param: str) -> Image.Image:
     # A code is kept or not: half-transparent edges of a brush need a threshold
     mask = None if alpha is None else alpha.point(lambda value: 255 if value < 128 else 0)
     if mask is None or mask.getbbox() is None:
-        raise ApiError(f"{param} has no transparent pixel: make transparent what is to be drawn anew", param)
+        other = ", or send a mask, or keep_rows" if param == "image" else ""
+        raise ApiError(f"{param} has no transparent pixel: make transparent what is to be drawn anew{other}", param)
     return mask
 
 
@@ -148,3 +156,12 @@ def _content_type(request: Request, wanted: str) -> None:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ApiError(f"the field {twice[:100]} is there twice", twice[:100])
+    return found

@@ -65,9 +65,9 @@ class ServeConfig:
     max_pixels: PositiveInt = 2**24
     """Largest image or mask of a request, and largest size asked for, in pixels."""
     max_requests: PositiveInt = 128
-    """Requests running or waiting at a time."""
+    """Requests running or waiting at a time, of one client at most half of them."""
     max_connections: PositiveInt = 512
-    """Open connections; further ones are closed at once."""
+    """Open connections; a further one takes the place of the one that has been idle longest, or is closed."""
     request_timeout: _Seconds = 300.0
     """Seconds after which an unfinished request is canceled."""
     header_timeout: _Seconds = 10.0

@@ -91,6 +91,16 @@ def read_calibration(file: Path, clip: CLIP) -> Calibration:
     return found
 
 
+def calibration_beside(source: str | Path, clip: CLIP) -> Calibration | None:
+    """The calibration in the folder that a CLIP was loaded from; None if there is none.
+
+    Raises:
+        ValueError: it is damaged, or was fitted to another CLIP.
+    """
+    file = Path(source).expanduser() / FILE
+    return read_calibration(file, clip) if file.is_file() else None
+
+
 @dataclass(frozen=True)
 class Trials:
     """Images, each asked about a few labels, with or without its own.

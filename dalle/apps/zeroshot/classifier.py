@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dalle.apps.embed import embed_images
-from dalle.apps.zeroshot.calibration import FILE, Calibration, read_calibration
+from dalle.apps.zeroshot.calibration import Calibration, calibration_beside, read_calibration
 from dalle.apps.zeroshot.labels import Labels, synonyms_of
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
@@ -101,9 +101,9 @@ class ZeroShotClassifier:
         chosen = templates_of(templates or ("emoji-en" if source is None else "images-en"))
         place = SHIPPED / "clip" if source is None else source
         clip = load_clip(place, pick_device(device))
-        beside = Path(place).expanduser() / FILE
-        file = Path(calibration).expanduser() if calibration is not None else beside if beside.is_file() else None
-        return cls(clip, labels, chosen, None if file is None else read_calibration(file, clip))
+        if calibration is None:
+            return cls(clip, labels, chosen, calibration_beside(place, clip))
+        return cls(clip, labels, chosen, read_calibration(Path(calibration).expanduser(), clip))
 
     def __call__(
         self,

@@ -30,7 +30,7 @@ TOKEN = "0123456789abcdef-test"
 
 @pytest.fixture(scope="module")
 def served(tiny_model: Path) -> Iterator[Running]:
-    with running(tiny_model, max_body=400_000, max_prompt=1000, header_timeout=0.5, max_connections=64) as one:
+    with running(tiny_model, max_body=2_000_000, max_prompt=1000, header_timeout=0.5, max_connections=64) as one:
         yield one
 
 
@@ -40,21 +40,30 @@ def png(width: int, height: int, mode: str = "RGB") -> bytes:
     return buffer.getvalue()
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few hundred bytes whose head promises many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9999)) + chunk(b"IEND", b"")
     )
 
 
+def with_text(length: int) -> bytes:
+    """A small PNG with a compressed comment of so many bytes."""
+    image, packed = png(16, 16), zlib.compressobj(1)
+    parts = [packed.compress(b"a" * 10**6) for _ in range(length // 10**6)]
+    return image[:33] + chunk(b"zTXt", b"Comment\0\0" + b"".join([*parts, packed.flush()])) + image[33:]
+
+
 JSON: dict[str, tuple[dict[str, Any], str, str]] = {
     "no prompt": ({}, "prompt", "prompt: field required"),
     "n 0": ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1"),
+    "n beyond 64 bits": ({"prompt": "a", "n": 10**400}, "n", "given: 1000"),
+    "null": ({"prompt": None}, "prompt", "prompt: field required"),
     "n huge": ({"prompt": "a", "n": 10**9}, "n", "at most 10 images"),
     "n text": ({"prompt": "a", "n": "many"}, "n", "n: "),
     "unknown field": ({"prompt": "a", "gidance": 3}, "gidance", "there is no field gidance"),
@@ -94,9 +103,16 @@ def test_wrong_json_fields_are_named(served: Running, name: str) -> None:
         (b"[" * 100_000, "application/json", 400, "no JSON"),
         (b"\xff\xfe", "application/json", 400, "no JSON"),
         (b'{"prompt": "a", "guidance": NaN}', "application/json", 400, "no JSON"),
-        (b"[]", "application/json", 400, "the body"),
+        (b'{"prompt": "\\ud83d"}', "application/json", 400, "surrogates not allowed"),
+        (b'{"prompt": "\xed\xa0\xbd"}', "application/json", 400, "no JSON"),
+        (b'{"\\udc00": 1}', "application/json", 400, "surrogates not allowed"),
+        ('{"prompt": "a"}'.encode("utf-16"), "application/json", 400, "no JSON"),
+        (b'{"prompt": "a", "' + b"x" * 9999 + b'": 1}', "application/json", 400, "there is no field " + "x" * 100),
+        (b"[]", "application/json", 400, "no JSON object"),
+        (b"null", "application/json", 400, "no JSON object"),
+        (b'{"prompt": "a", "n": 1, "prompt": "b"}', "application/json", 400, "prompt is there twice"),
         (b"{}", "text/plain", 415, "text/plain"),
-        (b'{"prompt": "' + b"a" * 500_000 + b'"}', "application/json", 413, "400,000 bytes"),
+        (b'{"prompt": "' + b"a" * 2_000_000 + b'"}', "application/json", 413, "2,000,000 bytes"),
     ],
 )
 def test_wrong_bodies_are_refused(served: Running, content: bytes, kind: str, status: int, message: str) -> None:
@@ -107,7 +123,7 @@ def test_wrong_bodies_are_refused(served: Running, content: bytes, kind: str, st
 
 def test_chunked_bodies_are_limited_too(served: Running) -> None:
     with served.http() as http:
-        chunks = (b"a" * 100_000 for _ in range(10))
+        chunks = (b"a" * 500_000 for _ in range(10))
         answer = http.post("/v1/images/generations", content=chunks, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
 
@@ -117,11 +133,12 @@ IMAGES: dict[str, tuple[dict[str, bytes], dict[str, str], str, str]] = {
     "text": ({"image": b"hello"}, {}, "image", "not an image"),
     "nothing": ({"image": b""}, {}, "image", "empty"),
     "postscript": ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, {}, "image", "not an image"),
-    "bomb": ({"image": bomb(60_000, 60_000)}, {}, "image", "pixels"),
+    "bomb": ({"image": bomb(60_000, 60_000)}, {}, "image", "more than 16,777,216 pixels"),
+    "texts that unpack to much": ({"image": with_text(200_000_000)}, {"keep_rows": "2"}, "image", "too large"),
     "cut": ({"image": png(16, 16)[:50]}, {}, "image", "decoded"),
-    "huge mask": ({"image": png(16, 16), "mask": bomb(20_000, 20_000)}, {}, "mask", "pixels"),
+    "huge mask": ({"image": png(16, 16), "mask": bomb(20_000, 20_000)}, {}, "mask", "more than 16,777,216 pixels"),
     "opaque mask": ({"image": png(16, 16), "mask": png(16, 16)}, {}, "mask", "no transparent pixel"),
-    "opaque image": ({"image": png(16, 16)}, {}, "image", "no transparent pixel"),
+    "opaque image": ({"image": png(16, 16)}, {}, "image", "or send a mask, or keep_rows"),
     "mask of another size": ({"image": png(16, 16), "mask": png(8, 8, "RGBA")}, {}, "mask", "8x8"),
     "all rows": ({"image": png(16, 16)}, {"keep_rows": "4"}, "keep_rows", "keep_rows is 4"),
     "no image": ({"mask": png(16, 16, "RGBA")}, {}, "image", "missing"),
@@ -145,7 +162,8 @@ def test_wrong_forms_are_refused(served: Running) -> None:
         assert answer.status_code == 400 and "form cannot be read" in answer.json()["error"]["message"]
         two = [("image[]", ("a.png", png(16, 16))), ("image[]", ("b.png", png(16, 16)))]
         answer = http.post("/v1/images/edits", files=two, data={"prompt": "a", "keep_rows": "1"})
-        assert "2 files" in answer.json()["error"]["message"]
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == "image" and "2 files in image" in error["message"]
         assert http.get("/v1/images/generations").status_code == 405
         assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
         bad = {"image": "####", "labels": ["a", "b"]}

@@ -168,7 +168,7 @@ def _send(served: Running, body: dict[str, Any]) -> socket.socket:
 
 
 def test_full_queue_gives_429_and_a_timeout_504(tiny_model: Path) -> None:
-    with running(tiny_model, max_waiting=3, request_timeout=0.5, max_requests=2) as served, served.http() as http:
+    with running(tiny_model, max_waiting=3, request_timeout=0.5, max_requests=4) as served, served.http() as http:
         gate = Gate(served)
         with gate, ThreadPoolExecutor(2) as pool:
             late = pool.submit(http.post, "/v1/images/generations", json={"prompt": "a", "n": 2})
@@ -178,7 +178,8 @@ def test_full_queue_gives_429_and_a_timeout_504(tiny_model: Path) -> None:
             assert full.json()["error"]["code"] == "rate_limit_exceeded"
             assert late.result().status_code == 504
             assert len(served.worker.queue) == 0
-        assert http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
+        # Half a second may be too little for a busy machine, but not for ever
+        until(lambda: http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200)
 
 
 @pytest.mark.parametrize("where", ["joining", "finishing", "batch"])

@@ -162,6 +162,27 @@ def test_streams_of_several_images_and_of_reranked_candidates(served: Running) -
     assert len(events) == 1 and events[0].score is not None  # type: ignore[union-attr]
 
 
+def test_clients_nulls_and_options_of_other_models_change_nothing(served: Running, tiny_pipe: TextToImage) -> None:
+    """None in the client's call is null in JSON and an empty field in a form."""
+    nothing: dict[str, Any] = {"prompt": "a", "n": None, "size": None, "background": None, "style": None}
+    own = {"seed": 2, "complexity": "low"}
+    images = served.openai().images
+    drawn = images.generate(**nothing | {"quality": "max", "style": "vivid"}, extra_body=own)
+    del nothing["style"]
+    edited = images.edit(image=("a.png", png(noise())), **nothing, extra_body=own | {"keep_rows": 2})
+    for answer, options in ((drawn, {}), (edited, {"image": noise(), "keep_rows": 2})):
+        (alone,) = tiny_pipe("a", seed=2, **options)
+        assert image_of(answer.data[0]).convert("RGB").tobytes() == alone.images[0].tobytes()
+
+
+def test_several_images_to_edit_are_refused(served: Running) -> None:
+    """What OpenAI's models do with them, this one cannot: nothing is left out in silence."""
+    both = [("a.png", png(noise())), ("b.png", png(noise()))]
+    with pytest.raises(openai.BadRequestError, match="2 files in image") as error:
+        served.openai().images.edit(image=both, prompt="a", extra_body={"keep_rows": 2})
+    assert error.value.param == "image" and error.value.code == "too_many_images"
+
+
 def test_models_are_listed_and_retrieved(served: Running, tiny_model: Path, tiny_pipe: TextToImage) -> None:
     client = served.openai()
     (model,) = client.models.list().data

@@ -220,6 +220,10 @@ def test_search_and_classify_tabs_show_results(there: Opened) -> None:
     assert all(text.startswith("fits ") for text in page.locator("#hits .tile").all_inner_texts())
     page.click("#tab-classify")
     page.set_input_files("#classify-image", png(1))
+    page.wait_for_selector("#classify-image + img")  # what was chosen is shown
+    page.set_input_files("#classify-image", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    page.wait_for_selector("#classify-image + img", state="hidden")
+    page.set_input_files("#classify-image", png(1))
     page.fill("#labels", "heart, लाल, star")
     page.press("#labels", "Enter")
     page.wait_for_selector("#classes li:nth-child(3)")

@@ -1,4 +1,4 @@
-"""/v1/search on a real index: the hits of `ImageIndex.search`, small images, and what cannot be found."""
+"""/v1/search on a real index: the hits of `ImageIndex.search`, small images, what cannot be found; /v1/classify."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 
+import dalle
+from dalle.apps.embed import fingerprint
 from dalle.apps.search import ImageIndex
+from dalle.apps.server.app import create_app
+from dalle.apps.server.settings import ServeConfig
+from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot.calibration import Calibration
+from dalle.apps.zeroshot.classifier import DOUBTFUL
 from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import make_tiny_model
@@ -111,6 +119,8 @@ def test_thumbnails_of_hits_are_served(served: Running, index: ImageIndex) -> No
         assert image.size == (192, round(200 * 192 / 307))
         assert http.get("/v1/search/images/13").json()["error"]["message"] == "there is no image 13: the index has 13"
         assert http.get("/v1/search/images/-1").status_code == 404
+        wrong = http.get("/v1/search/images/first")
+        assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "number"
 
 
 @pytest.mark.parametrize(
@@ -147,3 +157,42 @@ def test_index_of_another_clip_is_refused(tiny_model: Path, index: ImageIndex, t
         running(other, index=index.folder, clip=str(other.parent / "clip")),
     ):
         pass
+
+
+def test_classification_is_calibrated_by_the_file_beside_the_clip(tmp_path: Path) -> None:
+    """As `dalle classify` does; a file of another CLIP is refused at the start."""
+    model = make_tiny_model(tmp_path)
+    folder = model / "clip"
+    clip = dalle.load_clip(folder)
+    body = {"image": encoded(picture(1)), "labels": ["heart", "star"], "threshold": 0.1}
+    found = []
+    for calibration in (None, Calibration(3.0, 1.5, 10, fingerprint(clip))):
+        if calibration is not None:
+            calibration.write(folder / "calibration.json")
+        expected = ZeroShotClassifier.from_pretrained(["heart", "star"], folder)(picture(1), threshold=0.1)[0]
+        for source in ({}, {"clip": str(folder)}):
+            with running(model, TextToImage.from_pretrained(model, device="cpu"), **source) as one, one.http() as http:
+                (answer,) = http.post("/v1/classify", json=body).json()["data"]
+            assert answer["none"] == pytest.approx(expected.none, abs=1e-5) and "doubtful" not in answer
+            assert [one["label"] for one in answer["labels"]] == expected.labels
+        found.append(answer["none"])
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
+    Calibration(clip="another").write(folder / "calibration.json")
+    with pytest.raises(ValueError, match="another CLIP"), running(model):
+        pass
+
+
+def test_doubts_of_the_model_that_ships_are_told() -> None:
+    """A photo-like noise is none of two emoji, a heart is one of them."""
+    pipe = TextToImage.from_pretrained(device="cpu")
+    heart = pipe("a red heart", seed=7)[0].images[0]
+    app = create_app(pipe, ServeConfig())
+    classify = ZeroShotClassifier.from_pretrained(["red heart", "palm tree"])
+    with TestClient(app, base_url="http://127.0.0.1") as http:
+        for image in (heart, picture(3)):
+            body = {"image": encoded(image), "labels": classify.labels}
+            (answer,) = http.post("/v1/classify", json=body).json()["data"]
+            (expected,) = classify(image, with_none=True)
+            assert answer["none"] == pytest.approx(expected.none, abs=1e-4)
+            assert answer["doubtful"] is (answer["none"] > DOUBTFUL)
+            assert [one["label"] for one in answer["labels"]] == expected.labels

@@ -1,5 +1,5 @@
 // Search and classify.
-import { $, attempt, call, dataUrl, fill } from "./common.js";
+import { $, attempt, call, dataUrl, fill, preview } from "./common.js";
 
 async function search() {
   const { data } = await (await call("/v1/search", { text: $("query").value, top: 24 })).json();
@@ -17,6 +17,7 @@ async function classify() {
   const labels = $("labels").value.split(",").map((name) => name.trim()).filter(Boolean);
   const image = await dataUrl($("classify-image").files[0]);
   const { data } = await (await call("/v1/classify", { image, labels })).json();
+  $("doubt").textContent = data[0].doubtful ? "Perhaps none of these: words for other things fit better." : "";
   $("classes").replaceChildren(...data[0].labels.map(({ label, probability }) => {
     const item = document.createElement("li");
     item.textContent = `${label}: ${(100 * probability).toFixed(1)} %`;
@@ -26,3 +27,4 @@ async function classify() {
 
 $("search-form").onsubmit = (event) => { event.preventDefault(); attempt(search); };
 $("classify-form").onsubmit = (event) => { event.preventDefault(); attempt(classify); };
+preview("classify-image");

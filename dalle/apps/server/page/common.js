@@ -76,6 +76,22 @@ export function dataUrl(file) {
   });
 }
 
+// A small picture of a chosen file beside its field
+export function preview(...names) {
+  for (const input of names.map($)) {
+    const small = document.createElement("img");
+    Object.assign(small, { className: "small", alt: "", hidden: true });
+    small.onload = () => URL.revokeObjectURL(small.src);
+    small.onerror = () => { small.hidden = true; };
+    (input.closest(".row") ?? input).after(small);
+    input.addEventListener("change", () => {
+      const [file] = input.files;
+      small.hidden = !file;
+      if (file) small.src = URL.createObjectURL(file);
+    });
+  }
+}
+
 // A grid of finished images that open in the large view
 export function show(grid, images, enlarge) {
   $(grid).replaceChildren(...images.map((image) => {
@@ -120,6 +136,7 @@ export class Work {
   at(share) {
     const left = Math.ceil((performance.now() - this.began) / 1000 * (1 - share) / share);
     this.element("progress").value = share;
-    this.element("status").textContent = left > 0 ? `About ${left} s left` : "";
+    const time = left > 99 ? `${Math.round(left / 60)} min` : `${left} s`;
+    this.element("status").textContent = left > 0 ? `About ${time} left` : "";
   }
 }

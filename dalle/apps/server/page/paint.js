@@ -1,5 +1,5 @@
 // Painting: an image is changed step by step until CLIP finds the prompt in it.
-import { $, Work, attempt, call, dataUrl, events, fileUrl, fill, random } from "./common.js";
+import { $, Work, attempt, call, dataUrl, events, fileUrl, fill, preview, random } from "./common.js";
 import { enlarge } from "./large.js";
 
 const work = new Work("paint-", $("paint-go"));
@@ -25,3 +25,4 @@ async function paint(signal) {
 }
 
 $("paint-form").onsubmit = (event) => { event.preventDefault(); attempt(() => work.run(paint)); };
+preview("paint-image");

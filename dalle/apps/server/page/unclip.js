@@ -1,5 +1,5 @@
 // Variations and blends, by an unCLIP.
-import { $, Work, attempt, call, dataUrl, fileUrl, random, show } from "./common.js";
+import { $, Work, attempt, call, dataUrl, fileUrl, preview, random, show } from "./common.js";
 import { enlarge } from "./large.js";
 
 const work = new Work("unclip-", $("vary-go"), $("blend-go"));
@@ -26,3 +26,4 @@ async function blend(signal) {
 
 $("vary-form").onsubmit = (event) => { event.preventDefault(); attempt(() => work.run(vary)); };
 $("blend-form").onsubmit = (event) => { event.preventDefault(); attempt(() => work.run(blend)); };
+preview("vary-image", "first-image", "second-image");

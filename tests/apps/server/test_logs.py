@@ -1,0 +1,63 @@
+"""What the server tells its operator: a line of JSON for each request, without prompts or tokens; metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dalle.apps.server.settings import ServeConfig
+from support.server import running
+
+TOKEN = "0123456789abcdef-test"
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [json.loads(record.getMessage()) for record in caplog.records if record.name == "dalle.server"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_prompts_are_in_the_log_only_if_asked_for(
+    asked: bool, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tokens").write_text(TOKEN)
+    prompt = "two green stars " * 9  # longer than the model reads, of which a warning could tell
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with (
+        caplog.at_level(logging.INFO, logger="dalle.server"),
+        running(tiny_model, log_prompts=asked, token_file=tmp_path / "tokens") as served,
+        served.http(headers=headers) as http,
+    ):
+        own = {"prompt": prompt, "n": 2, "user": "ada"}
+        assert http.post("/v1/images/generations", json=own).status_code == 200
+        assert http.post("/v1/images/generations", json=own | {"n": 0}).status_code == 400
+    drawn, refused = lines(caplog)
+    assert drawn["status"] == 200 and drawn["images"] == 2 and drawn["user"] == "ada" and drawn["seconds"] > 0
+    assert refused["status"] == 400 and drawn["client"] == refused["client"] and drawn["client"].startswith("token ")
+    assert (drawn.get("prompt") == prompt) is asked
+    assert TOKEN not in caplog.text and ("green" in caplog.text) is asked
+
+
+def test_metrics_count_requests_images_tokens_and_seconds(tiny_model: Path) -> None:
+    with running(tiny_model) as served, served.http() as http:
+        for n in (1, 2):
+            assert http.post("/v1/images/generations", json={"prompt": "a", "n": n}).status_code == 200
+        assert http.post("/v1/images/generations", json={"prompt": "a", "n": 0}).status_code == 400
+        text = http.get("/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    path = 'path="/v1/images/generations"'
+    assert values[f'dalle_requests_total{{{path},status="200"}}'] == "2"
+    assert values[f'dalle_requests_total{{{path},status="400"}}'] == "1"
+    assert values[f"dalle_request_seconds_count{{{path}}}"] == "3"
+    assert values[f'dalle_request_seconds_bucket{{{path},le="+Inf"}}'] == "3"
+    assert values["dalle_images_total"] == "3" and values["dalle_image_tokens_total"] == "48"
+    assert {"dalle_queue_images", "dalle_batch_images", "dalle_batch_size_count"} <= values.keys()
+    assert float(values["dalle_drawing_seconds_total"]) > 0
+
+
+def test_only_this_machine_is_served_unless_told() -> None:
+    settings = ServeConfig()
+    assert settings.host == "127.0.0.1" and settings.cors == () and not settings.log_prompts
