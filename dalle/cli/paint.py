@@ -80,7 +80,9 @@ def _run(args: argparse.Namespace) -> None:
     parsed = describe(parse_text(options.prompt)) if options.prompt else None
     if parsed is not None:
         print(f"dalle paint: read as {parsed}", file=sys.stderr)
-    run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
+    folder = new_folder(args.out, f"{slug(options.prompt)}-{options.seed}")
+    args.kept = f"what was written before is in {folder}"
+    run = _PaintingFiles(painter, folder, args)
     start, metrics, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar
     with (

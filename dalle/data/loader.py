@@ -19,6 +19,7 @@ from dalle.data.workers import data_loader
 log = logging.getLogger(__name__)
 
 _LOOKAHEAD = 64  # consecutive records of a stream that may be broken
+_MAX_TRIED = 10_000  # and of an indexed data set: of one that has vanished, all would be tried for each sample
 
 Key = tuple[int, int]  # index, seed
 
@@ -116,14 +117,16 @@ class _MapDataset(Dataset[Sample | ValueError]):
         index, seed = key
         bad: list[str] = []
         # The replacement depends on the index alone, so that a resumed run and other numbers of workers find the same
-        for step in range(len(self.dataset)):
+        tried = min(len(self.dataset), _MAX_TRIED)
+        for step in range(tried):
             try:
                 pair = self.dataset.pair((index + step) % len(self.dataset), seed)
             except BadRecord as error:
                 bad.append(str(error))
             else:
                 return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
-        return ValueError(f"no usable image in the data set; the first fails with: {bad[0]}")
+        where = "in the data set" if tried == len(self.dataset) else f"among {tried:,} records in a row"
+        return ValueError(f"no usable image {where}; the first fails with: {bad[0]}")
 
 
 class _BatchStream(IterableDataset[Batch | ValueError]):

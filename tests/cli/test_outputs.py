@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
 from dalle.files import write_text
@@ -45,3 +49,34 @@ def test_scores_file_is_valid_json_after_every_append(tmp_path: Path) -> None:
         assert content == expected
         assert file.read_bytes().startswith(before), "what was written stays"
         before = file.read_bytes().rpartition(b"\n  ]")[0]
+
+
+def test_scores_file_is_as_before_after_a_failed_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk takes the first bytes of a write; Ctrl-C may come after all of them."""
+    file, write = tmp_path / "scores.json", ScoresFile._write
+    scores = ScoresFile(file, {"model": "a"})
+    failures: list[BaseException] = []
+
+    def failing(self: ScoresFile, content: bytes) -> None:
+        if not failures:
+            return write(self, content)
+        error = failures.pop()
+        write(self, content[: 10 if isinstance(error, OSError) else None])
+        raise error
+
+    monkeypatch.setattr(ScoresFile, "_write", failing)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    failures.append(full)
+    with pytest.raises(OSError, match="scores.json"):
+        scores.append([{"file": "0.png"}], {"steps": 1})
+    assert not file.exists()
+    scores.append([{"file": "0.png"}], {"steps": 1})
+    before = file.read_bytes()
+    for error in (full, KeyboardInterrupt()):
+        failures.append(error)
+        with pytest.raises(type(error)):
+            scores.append([{"file": "1.png"}], {"steps": 20})
+        assert file.read_bytes() == before
+    scores.append([{"file": "1.png"}], {"steps": 20})
+    found = json.loads(file.read_text())
+    assert found == {"model": "a", "images": [{"file": "0.png"}, {"file": "1.png"}], "steps": 20}
