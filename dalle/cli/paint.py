@@ -80,9 +80,7 @@ def _run(args: argparse.Namespace) -> None:
     parsed = describe(parse_text(options.prompt)) if options.prompt else None
     if parsed is not None:
         print(f"dalle paint: read as {parsed}", file=sys.stderr)
-    folder = new_folder(args.out, f"{slug(options.prompt)}-{options.seed}")
-    args.kept = f"what was written before is in {folder}"
-    run = _PaintingFiles(painter, folder, args)
+    run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
     start, metrics, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar
     with (
@@ -183,6 +181,7 @@ class _PaintingFiles:
 
         image = to_image(self.painter.image())
         write_png(image, self.folder / name, self.texts | {"step": str(self.painter.step)})
+        self.args.kept = f"what was written before is in {self.folder}"  # for the line of a command that is broken off
 
     def _texts(self) -> dict[str, str]:
         """PNG metadata: everything that is needed to paint the same image again."""

@@ -87,9 +87,9 @@ class SampleFiles:
         from dalle.images.png import write_png
 
         assert self.folder is not None
-        self._pages += 1
-        name = "grid.png" if self._pages == 1 else f"grid-{self._pages}.png"
+        name = f"grid-{self._pages + 1}.png" if self._pages else "grid.png"
         write_png(labeled_grid(rows, first), self.folder / name, {"Software": f"dalle {__version__}"})
+        self._pages += 1  # not before: at an interrupt `finish` writes the page once more
 
     def finish(self) -> Path:
         """Write the last page of the grid; returns the path to show to the user."""

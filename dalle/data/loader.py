@@ -123,6 +123,8 @@ class _MapDataset(Dataset[Sample | ValueError]):
                 pair = self.dataset.pair((index + step) % len(self.dataset), seed)
             except BadRecord as error:
                 bad.append(str(error))
+            except (ValueError, OSError) as error:
+                return ValueError(_one_line(error))
             else:
                 return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
         where = "in the data set" if tried == len(self.dataset) else f"among {tried:,} records in a row"
@@ -152,8 +154,8 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
                     lookahead.popleft()  # also where another process decodes it
                 if decoded:
                     yield stack(decoded)
-        except ValueError as error:  # `batches` raises it in the main process
-            yield ValueError(str(error))
+        except (ValueError, OSError) as error:  # `batches` raises it in the main process
+            yield ValueError(_one_line(error))
 
     def _endless(self, skip: int) -> Iterator[tuple[Any, int]]:
         """Records of epoch after epoch, each with the seed of its sample, without the first `skip`."""
@@ -182,6 +184,11 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
             else:
                 return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
         raise ValueError(f"no usable image among {len(lookahead)} records in a row: {bad[0]}")
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    """The message of an error, which torch would print with its traceback if a worker raised it."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _collate(records: list[Sample | ValueError]) -> Batch | ValueError:

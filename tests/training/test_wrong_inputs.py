@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ import train
 from dalle.data.batch import Batch
 from dalle.training import state
 from dalle.training.checkpoint.latest import load_latest
+from support.file_limits import files_of_at_most
 from support.image_folders import put
 from support.tiny_model import VQGAN_MODEL, make_tiny_model
 
@@ -195,11 +192,28 @@ def test_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFi
     assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial={start: 0, layers: 1}"], capfd)
 
 
+def test_missing_peft_is_said_before_weights_are_converted(
+    parts: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {**DALLE["model"], "attention": ["row", "full"], "transformer": {"width": 16, "depth": 2, "heads": 2}}  # type: ignore[dict-item]
+    sources = {name: str(parts / name) for name in ("text_tokenizer", "image_tokenizer")}
+    recipe = (
+        DALLE
+        | sources
+        | {"model": model, "init_from": str(parts / "model"), "lora": {"rank": 2}, "optim": {"ema": None}}
+    )
+    (here / "dalle.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr("dalle.training.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("train.Run", None)  # nothing is built
+    assert "LoRA needs peft: " in refused(["dalle.yaml"], capfd)
+
+
 def test_resume_refuses_another_tokenizer_by_name(parts: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of the same sizes: the checkpoint fits, but its codes mean other images. The same one may lie elsewhere."""
     for part in ("text_tokenizer", "image_tokenizer"):
         (here / part).symlink_to(parts / part)
     assert train.main(["dalle.yaml"]) == 0
+    capfd.readouterr()
     other = make_tiny_model(here / "other", seed=1).parent / "image_tokenizer"
     resumed = ["dalle.yaml", "resume=true", "run.steps=2"]
     for option in ("resume=true", "resume=auto"):
@@ -235,19 +249,6 @@ def test_vanished_images_lose_no_training(
     os.rename("elsewhere", "imgs")
     assert train.main([*options, "run.steps=4", "resume=true"]) == 0
     assert load_latest(here / "run").step == 4 and "broken" not in capfd.readouterr().out
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Within the block no file grows beyond `size` bytes: writing fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt"])

@@ -93,7 +93,12 @@ class TableSource(Source):
     ) -> Iterator[Record]:
         row = 0
         # `iter` and not `__iter__`, which would split the records among the loader's workers: each reads all of them.
-        for chunk in stream_shard.iter(_CHUNK):
+        chunks = stream_shard.iter(_CHUNK)
+        while True:
+            with friendly_errors(self.where):  # a file, or the connection, may have gone since the stream was opened
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None else str(chunk[key][at])
                 content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at])
@@ -290,7 +295,7 @@ def friendly_errors(where: str) -> Iterator[None]:
         yield
     except StopIteration as error:
         raise ValueError(f"{where} holds no records: give a data set with at least one") from error
-    except (OSError, ValueError, DatasetsError, pyarrow.ArrowException) as error:
+    except (ValueError, DatasetsError, pyarrow.ArrowException, *failures()) as error:
         reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where} cannot be loaded: {reason}") from error
     finally:

@@ -40,17 +40,17 @@ def check_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> None:
         ValueError: (in all processes) as `open_run_dir`; or the folder cannot be written, or holds files of something
             else under the names of a run's.
     """
-    refusal = None
+    refusal: ValueError | OSError | None = None
     if accelerator.is_main_process:
         try:
             check_folder(recipe.run.dir, "run.dir=FOLDER")
             if not _resumes(recipe):
                 _check_names(recipe.run.dir)
         except (ValueError, OSError) as error:
-            refusal = str(error)
+            refusal = error
     (refusal,) = broadcast_object_list([refusal])
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal
 
 
 def _check_names(run: Path) -> None:
@@ -72,9 +72,11 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
         ValueError: (in all processes) there is nothing to resume; the folder contains a run but `resume` is false, or
             auto with another config; the run has other tokenizers, or another CLIP; or another process is training in
             the folder.
+        OSError: (in all processes) the disk is full or not writable.
     """
     lock: AbstractContextManager[object] = nullcontext()
-    resume, refusal = False, None
+    resume = False
+    refusal: ValueError | OSError | None = None
     if accelerator.is_main_process:
         try:
             resume = _resumes(recipe)
@@ -85,10 +87,10 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
                 remove_scratch(parent)  # what a killed process left half-written
         except (ValueError, OSError) as error:
-            refusal = str(error)
+            refusal = error
     resume, refusal = broadcast_object_list([resume, refusal])  # one process that raises alone would hang the others
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal
     return lock, resume
 
 
