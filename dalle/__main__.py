@@ -61,7 +61,7 @@ def _kept(args: argparse.Namespace) -> str:
 
 def _out_of_memory_hint(args: argparse.Namespace) -> str:
     """Advice for a command that has run out of memory, by the options that it has."""
-    if hasattr(args, "cutout_batch"):
+    if args.command == "paint":  # whose options are in `args` only if they are given
         return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
     if hasattr(args, "batch_size"):
         return "give a smaller --batch-size (and fewer --workers, if any)"

@@ -64,7 +64,7 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in _NO_ROOM and "[errno" in str(error.strerror):
             error.strerror = os.strerror(error.errno)  # pyarrow has a sentence of its own around it
         unnamed = error.filename is None and error.errno in _NO_ROOM
         if unnamed or (scratch is not None and str(error.filename).startswith(str(scratch))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -283,6 +284,19 @@ def row_count(file: Path) -> int:
         raise ValueError(f"{file} is not a complete Parquet file ({reason}): copy it again or remove it") from error
 
 
+def _unwritable_cache(error: BaseException | None) -> str | None:
+    """What is wrong with the cache of `datasets`, and what to do, if an error came of it; None if it did not."""
+    import datasets
+
+    cache = str(datasets.config.HF_DATASETS_CACHE)
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if isinstance(error, OSError) and (full or str(error.filename).startswith(cache)):
+            return f"the cache {cache} cannot be written ({error.strerror}): set HF_HOME to another folder"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def friendly_errors(where: str) -> Iterator[None]:
     """Hide progress bars, and turn the errors of `datasets` into one-line ValueErrors."""
@@ -297,7 +311,7 @@ def friendly_errors(where: str) -> Iterator[None]:
         raise ValueError(f"{where} holds no records: give a data set with at least one") from error
     except (ValueError, DatasetsError, pyarrow.ArrowException, *failures()) as error:
         reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{where} cannot be loaded: {reason}") from error
+        raise ValueError(f"{where} cannot be loaded: {_unwritable_cache(error) or reason}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
