@@ -132,8 +132,7 @@ def check_depth(config: Any, tensors: Tensors, source: str) -> None:
     Raises:
         ValueError: a number of layers is larger than the number of tensors, of which each layer has at least one.
     """
-    plain = to_dict(config)
-    for key, value in flat(plain).items() if isinstance(plain, dict) else ():
+    for key, value in flat(to_dict(config)).items():
         most = max(value, default=0) if isinstance(value, list) else value
         if key.rpartition(".")[2] in _DEPTHS and isinstance(most, int) and most > len(tensors):
             raise ValueError(

@@ -251,6 +251,22 @@ def test_vanished_images_lose_no_training(
     assert load_latest(here / "run").step == 4 and "broken" not in capfd.readouterr().out
 
 
+def test_vanished_run_folder_is_not_called_a_full_disk(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_batch = state.Run.next_batch
+
+    def unplugged(self: state.Run) -> Batch:
+        if self.step == 1:
+            shutil.rmtree("run")
+        return next_batch(self)
+
+    monkeypatch.setattr(state.Run, "next_batch", unplugged)
+    options = ["vqgan.yaml", "run.steps=3", "run.log_every=1", "run.save_every=9", "run.validate_every=9"]
+    line = refused([*options, "run.report=false"], capfd)
+    assert "step 2 could not be saved in run (No such file or directory): the folder has gone: bring it back" in line
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt"])
 def test_failing_save_leaves_the_last_checkpoint_intact(
     file: str, run: Path, capfd: pytest.CaptureFixture[str]
