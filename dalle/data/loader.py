@@ -124,7 +124,7 @@ class _MapDataset(Dataset[Sample | ValueError]):
             except BadRecord as error:
                 bad.append(str(error))
             except (ValueError, OSError) as error:
-                return ValueError(_one_line(error))
+                return _as_value_error(error)
             else:
                 return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
         where = "in the data set" if tried == len(self.dataset) else f"among {tried:,} records in a row"
@@ -155,7 +155,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
                 if decoded:
                     yield stack(decoded)
         except (ValueError, OSError) as error:  # `batches` raises it in the main process
-            yield ValueError(_one_line(error))
+            yield _as_value_error(error)
 
     def _endless(self, skip: int) -> Iterator[tuple[Any, int]]:
         """Records of epoch after epoch, each with the seed of its sample, without the first `skip`."""
@@ -186,9 +186,11 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
         raise ValueError(f"no usable image among {len(lookahead)} records in a row: {bad[0]}")
 
 
-def _one_line(error: ValueError | OSError) -> str:
-    """The message of an error, which torch would print with its traceback if a worker raised it."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _as_value_error(error: ValueError | OSError) -> ValueError:
+    """An error whose message is one line; torch would add its traceback to that of one which a worker raised."""
+    line = ValueError((str(error) or type(error).__name__).splitlines()[0])
+    line.__cause__ = error  # which may be a lack of memory
+    return line
 
 
 def _collate(records: list[Sample | ValueError]) -> Batch | ValueError:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pyarrow.parquet as parquet
 
 from dalle.data.custom.columns import caption_column, clean_captions, has_captions, image_column
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record, Shard, Source
-from dalle.files.remote import PATIENCE, failures
+from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time; each has its image's bytes in memory
@@ -216,33 +214,10 @@ def hub_source(
     def load(stream: bool) -> Any:
         import datasets
 
-        with _offline_if_unreachable(name):
+        with offline_if_unreachable(name):
             return datasets.load_dataset(name, split=split, streaming=stream)
 
     return TableSource(load, f"{name} (not a local folder, so taken as a hub id)", [], image, caption, key, captioned)
-
-
-@contextmanager
-def _offline_if_unreachable(name: str) -> Iterator[None]:
-    """If the hub does not answer one request, use the local cache without the six retries of `datasets`."""
-    import datasets
-    import huggingface_hub
-
-    # Each library has read the switch into a variable of its own
-    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in switches]
-    try:
-        huggingface_hub.dataset_info(name, timeout=PATIENCE)
-    except huggingface_hub.errors.HfHubHTTPError:
-        pass  # the hub is reachable: loading will report what is wrong
-    except failures():
-        for module in switches:
-            module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value
 
 
 def saved_source(
@@ -282,36 +257,3 @@ def row_count(file: Path) -> int:
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} is not a complete Parquet file ({reason}): copy it again or remove it") from error
-
-
-def _unwritable_cache(error: BaseException | None) -> str | None:
-    """What is wrong with the cache of `datasets`, and what to do, if an error came of it; None if it did not."""
-    import datasets
-
-    cache = str(datasets.config.HF_DATASETS_CACHE)
-    while error is not None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        if isinstance(error, OSError) and (full or str(error.filename).startswith(cache)):
-            return f"the cache {cache} cannot be written ({error.strerror}): set HF_HOME to another folder"
-        error = error.__cause__ or error.__context__
-    return None
-
-
-@contextmanager
-def friendly_errors(where: str) -> Iterator[None]:
-    """Hide progress bars, and turn the errors of `datasets` into one-line ValueErrors."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    except StopIteration as error:
-        raise ValueError(f"{where} holds no records: give a data set with at least one") from error
-    except (ValueError, DatasetsError, pyarrow.ArrowException, *failures()) as error:
-        reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{where} cannot be loaded: {_unwritable_cache(error) or reason}") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
