@@ -59,10 +59,10 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        kept = "" if run is None or run.folder is None else f"; what was finished before is in {run.folder}"
-        return report_error(program, error, lambda: "; ".join(filter(None, [_MEMORY_HINT, finished_images(run)])), kept)
+        kept = f"; what was finished before is in {run.folder}" if run is not None and run.written else ""
+        return report_error(program, error, lambda: f"{_MEMORY_HINT}; {finished_images(run)}", kept)
     except KeyboardInterrupt as stop:
-        print(f"{program}: stopped; {finished_images(run) or 'nothing was finished'}", file=sys.stderr)
+        print(f"{program}: stopped; {finished_images(run)}", file=sys.stderr)
         return exit_code(stop)
     return 0
 

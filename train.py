@@ -8,9 +8,10 @@ Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or, on GPUs,
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 from dalle.cli.startup import explain_startup_errors
 from dalle.cli.threads import limit_openmp_spinning
@@ -22,7 +23,7 @@ limit_openmp_spinning()  # before torch is imported
 from torch import Tensor
 
 from dalle.cli.errors import print_error, report_error
-from dalle.cli.interrupt import SignalHandler
+from dalle.cli.interrupt import SignalHandler, exit_code, sigterm_raises
 from dalle.cli.streams import settle_streams
 from dalle.cli.train import parse
 from dalle.config import dump
@@ -101,11 +102,13 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
         if args.print_config:
             print(dump(recipe), end="")
             return 0
-        if isinstance(recipe, TextTokenizerRecipe):
-            train_text_tokenizer(recipe)
-            return 0
-        keep_freed_memory()  # before the model: it does not hold for blocks that exist already
-        return train(recipe)
+        # Before the first step; a process of torchrun may wait in a collective, where Python's handlers do not run
+        with sigterm_raises() if os.environ.get("WORLD_SIZE", "1") == "1" else nullcontext():
+            if isinstance(recipe, TextTokenizerRecipe):
+                train_text_tokenizer(recipe)
+                return 0
+            keep_freed_memory()  # before the model: it does not hold for blocks that exist already
+            return train(recipe)
     except NaNMetricError as error:
         print_error(program, error)
         return error.code
@@ -114,9 +117,9 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
             raise
         lost = describe_lost_worker(error) if isinstance(error, RuntimeError) else None
         return report_error(program, error, lambda: _OUT_OF_MEMORY_HINT) if lost is None else print_error(program, lost)
-    except KeyboardInterrupt:  # before the first step, or a second one while a checkpoint was written
+    except KeyboardInterrupt as stop:  # before the first step, or a second one while a checkpoint was written
         print(f"{program}: stopped; existing checkpoints are intact", file=sys.stderr)
-        return 130
+        return exit_code(stop)
 
 
 if __name__ == "__main__":

@@ -46,17 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with sigterm_raises() if os.environ.get("WORLD_SIZE", "1") == "1" else nullcontext():
             command(args)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        return report_error(f"dalle {args.command}", error, lambda: _out_of_memory_hint(args))
+        return report_error(f"dalle {args.command}", error, lambda: _out_of_memory_hint(args), _kept(args))
     except KeyboardInterrupt as stop:
-        kept = getattr(args, "kept", None)
-        print(f"dalle {args.command}: stopped{'' if kept is None else f'; {kept}'}", file=sys.stderr)
+        print(f"dalle {args.command}: stopped{_kept(args)}", file=sys.stderr)
         return exit_code(stop)
     return 0
 
 
+def _kept(args: argparse.Namespace) -> str:
+    """What a command that is broken off leaves behind, for the end of its line; "" if it has said nothing."""
+    kept = getattr(args, "kept", None)
+    return "" if kept is None else f"; {kept}"
+
+
 def _out_of_memory_hint(args: argparse.Namespace) -> str:
     """Advice for a command that has run out of memory, by the options that it has."""
-    if hasattr(args, "cutout_batch"):
+    if args.command == "paint":  # whose options are in `args` only if they are given
         return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
     if hasattr(args, "batch_size"):
         return "give a smaller --batch-size (and fewer --workers, if any)"

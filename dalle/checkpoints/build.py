@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
-from dalle.checkpoints.modules import load_weights, skip_init
+from dalle.checkpoints.modules import check_depth, load_weights, skip_init
 from dalle.checkpoints.published.state import Published
+from dalle.config import from_dict
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.dalle import DALLE
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
@@ -45,6 +46,7 @@ def build_published(
     dtype: torch.dtype | None = None,
 ) -> _Module:
     """Build a module of published files by its class, or what makes it of a config, and load its weights."""
+    check_depth(found.config, found.tensors, source)
     with skip_init():
         module = make(found.config)
     found.check(module, source)
@@ -58,8 +60,22 @@ def build_published_model(found: Published, source: str, device: _Device, dtype:
     return module
 
 
-def fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:
-    """Load the weights of a model folder of ours into a module of its architecture."""
-    loaded = load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+def build_own(
+    make: Callable[[Any], _Module], schema: Any, folder: ModelFolder, device: _Device, dtype: torch.dtype | None
+) -> _Module:
+    """Build a module of the architecture in a model folder of ours, and load the weights there.
+
+    Args:
+        make: class of the module, or what makes it of a config.
+        schema: class of the config.
+        folder: the model folder.
+        device: where to put the weights.
+        dtype: floating-point dtype of the weights; None is float32.
+    """
+    config, tensors = from_dict(schema, folder.config["model"], folder.origin), folder.tensors()
+    check_depth(config, tensors, folder.origin)
+    with skip_init():  # the weights follow
+        module = make(config)
+    loaded = load_weights(module, tensors, str(folder.path / WEIGHTS), device, dtype)
     folder.check()  # after what says more of a file that is cut short or of another shape
     return loaded

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 
 from dalle import text_tokenizers
-from dalle.checkpoints.build import build_published, build_published_model, fill
-from dalle.checkpoints.modules import skip_init
+from dalle.checkpoints.build import build_own, build_published, build_published_model
 from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.text_tokenizers import MissingTokenizer, clip_text_tokenizer, read_text_tokenizer
 from dalle.checkpoints.source import Source, check_stage, open_source
-from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE
@@ -71,9 +69,7 @@ def load_image_tokenizer(
         found = found if rows is None else resize_tokenizer(found, rows)
         return build_published(build, found, str(source), device, dtype)
     check_stage(folder, "image_tokenizer")
-    with skip_init():  # the weights follow
-        module = build(from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin))
-    return fill(module, folder, device, dtype)
+    return build_own(build, ImageTokenizerConfig, folder, device, dtype)
 
 
 def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None, **given: Any) -> CLIP:
@@ -108,9 +104,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     check_stage(folder, "clip")
-    with skip_init():
-        module = CLIP(from_dict(CLIPConfig, folder.config["model"], folder.origin))
-    fill(module, folder, device, dtype)
+    module = build_own(CLIP, CLIPConfig, folder, device, dtype)
     if module.config.missing != "text":
         module.tokenizer = load_text_tokenizer(folder.component("text_tokenizer"))
     return module
@@ -142,8 +136,6 @@ def load_model(
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     check_stage(folder, "dalle")
-    with skip_init():
-        module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
-    # Stored masks are known only now, with the weights
-    fill(module, folder, device, dtype).detect_sparse_masks()
+    module = build_own(DALLE, DALLEConfig, folder, device, dtype)
+    module.detect_sparse_masks()  # stored masks are known only now, with the weights
     return module

@@ -5,17 +5,10 @@ Published ones come as a whole pipeline (`dalle.checkpoints.unclip`), never as o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
-from torch import nn
 
-from dalle.checkpoints.build import DIFFUSIONS, build_diffusion, build_prior, fill
-from dalle.checkpoints.model_folder import ModelFolder
-from dalle.checkpoints.modules import skip_init
+from dalle.checkpoints.build import DIFFUSIONS, build_diffusion, build_own, build_prior
 from dalle.checkpoints.source import Source, open_own
-from dalle.config import from_dict
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
@@ -24,7 +17,6 @@ from dalle.models.movq import MoVQ, MoVQConfig
 from dalle.models.upsampler import Upsampler
 
 _Device = str | torch.device
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def load_prior(
@@ -41,7 +33,7 @@ def load_prior(
         ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
     schema = DiffusionPriorConfig | AutoregressivePriorConfig
-    return _load(open_own(source, "prior", "a prior"), schema, build_prior, device, dtype)
+    return build_own(build_prior, schema, open_own(source, "prior", "a prior"), device, dtype)
 
 
 def load_diffusion(
@@ -57,7 +49,7 @@ def load_diffusion(
     Raises:
         ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
-    return _load(open_own(source, "diffusion", "a diffusion model"), DIFFUSIONS, build_diffusion, device, dtype)
+    return build_own(build_diffusion, DIFFUSIONS, open_own(source, "diffusion", "a diffusion model"), device, dtype)
 
 
 def load_autoencoder(source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None) -> MoVQ:
@@ -71,17 +63,4 @@ def load_autoencoder(source: Source, device: _Device = "cpu", dtype: torch.dtype
     Raises:
         ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
-    return _load(open_own(source, "autoencoder", "an autoencoder"), MoVQConfig, MoVQ, device, dtype)
-
-
-def _load(
-    folder: ModelFolder,
-    schema: Any,
-    build: Callable[[Any], _Module],
-    device: _Device,
-    dtype: torch.dtype | None,
-) -> _Module:
-    """Build a module from the architecture in a folder, and fill it with the weights there."""
-    with skip_init():
-        module = build(from_dict(schema, folder.config["model"], folder.origin))
-    return fill(module, folder, device, dtype)
+    return build_own(MoVQ, MoVQConfig, open_own(source, "autoencoder", "an autoencoder"), device, dtype)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dalle.checkpoints.lazy_tensor import LazyTensor, NotFiniteError, Tensors, is_finite
 from dalle.checkpoints.mapped_files import drop_pages
 from dalle.checkpoints.quantization import EXACT
+from dalle.config import flat, to_dict
 from dalle.kernels.linear import Int8Linear, Linear
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_DEPTHS = ("depth", "layers", "blocks")  # names of configs' numbers of layers
 
 
 @contextmanager
@@ -117,6 +119,25 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     """
     check_fit(module, tensors, source)
     module.load_state_dict(dict(tensors))
+
+
+def check_depth(config: Any, tensors: Tensors, source: str) -> None:
+    """Compare the numbers of layers in a config with the weights, before any is built: 100,000 blocks take minutes.
+
+    Args:
+        config: config of the module, a dataclass.
+        tensors: its state dict.
+        source: name of what has the config, in error messages.
+
+    Raises:
+        ValueError: a number of layers is larger than the number of tensors, of which each layer has at least one.
+    """
+    for key, value in flat(to_dict(config)).items():
+        most = max(value, default=0) if isinstance(value, list) else value
+        if key.rpartition(".")[2] in _DEPTHS and isinstance(most, int) and most > len(tensors):
+            raise ValueError(
+                f"{source}: {key} is {most:,}, but the weights have only {len(tensors)} tensors: restore the original"
+            )
 
 
 def check_fit(

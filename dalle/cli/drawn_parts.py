@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dalle.files import atomic_file, remove_parts
+from dalle.files import atomic_file, naming, remove_parts
 
 Kind = Literal["folders", "shards", "parquet"]
 
@@ -83,7 +83,9 @@ class _Folder(Part):
 
     def add(self, images: list[DrawnImage]) -> None:
         for image in images:
-            (self.folder / f"{image.key}.png").write_bytes(image.png)
+            file = self.folder / f"{image.key}.png"
+            with naming(file):
+                file.write_bytes(image.png)
 
     def close(self) -> None:
         for path in (*self.folder.iterdir(), self.folder):  # else a power failure could leave empty files

@@ -102,7 +102,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         distributed.barrier()  # it removes unfinished files, which must not be this run's
     bar = tqdm(
         total=encoding.images(rank, world),
-        desc=f"process 1 of {world}",
+        desc="encoding" if world == 1 else f"process 1 of {world}",
         disable=rank > 0,
         unit="image",
         dynamic_ncols=True,

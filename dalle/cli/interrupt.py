@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -35,6 +36,8 @@ def sigterm_raises() -> Iterator[None]:
 class SignalHandler:
     """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop checks between steps; a second Ctrl-C aborts at once.
 
+    The first one is acknowledged by a line on stderr, as a step may take minutes.
+
     A second SIGTERM or SIGUSR1 does not: a scheduler signals all processes of a job, and a launcher forwards the
     signal that it got, so workers receive it twice.
     """
@@ -53,6 +56,7 @@ class SignalHandler:
     def __enter__(self) -> SignalHandler:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         self.before = {int(number): signal.signal(number, self._note) for number in numbers}
+        self._process = os.getpid()  # its workers inherit the handlers
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,6 +64,12 @@ class SignalHandler:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        # Of several processes one says it
+        if self.signal is None and os.getpid() == self._process and os.environ.get("RANK", "0") == "0":
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            with suppress(OSError):  # the terminal may have gone
+                # Not by `print`, whose buffer the interrupted code may be writing to. A progress bar's line ends first
+                os.write(2, f"\n{signal.Signals(number).name}: stopping after this step{again}\n".encode())
         self.signal = number
         if number == signal.SIGINT:
             signal.signal(number, self.before[number])

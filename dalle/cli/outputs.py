@@ -24,18 +24,38 @@ class ScoresFile:
         head = json.dumps(header, indent=2, ensure_ascii=False).removesuffix("\n}")  # left open: the images come next
         self._next = f'{head},\n  "images": ['
         self._end = 0  # length of the file without the end that each call replaces
+        self._ending = b""  # that end
 
     def append(self, images: Sequence[Mapping[str, Any]], footer: Mapping[str, Any]) -> None:
-        """Append images, one line each; `footer` comes after the list and replaces the last call's."""
+        """Append images, one line each; `footer` comes after the list and replaces the last call's.
+
+        Raises:
+            OSError: the disk is full or not writable; the file is as it was before, and the next call can try again.
+        """
         lines = ",".join(f"\n    {json.dumps(image, ensure_ascii=False)}" for image in images)
         content = f"{self._next}{lines}".encode()
         ending = "".join(f",\n  {json.dumps(key)}: {json.dumps(value)}" for key, value in footer.items())
-        with naming(self._path), self._path.open("r+b" if self._end else "wb") as file:
-            file.seek(self._end)
-            file.write(content + f"\n  ]{ending}\n}}\n".encode())
-            file.truncate()  # this end may be shorter than the last
+        end = f"\n  ]{ending}\n}}\n".encode()
+        with naming(self._path):
+            try:
+                self._write(content + end)
+            except BaseException:  # a full disk takes a part of it, and Ctrl-C may come at any line
+                if self._end:
+                    self._write(self._ending)  # its place is the file's already
+                else:
+                    self._path.unlink(missing_ok=True)
+                raise
         self._end += len(content)
-        self._next = ","
+        self._next, self._ending = ",", end
+
+    def _write(self, content: bytes) -> None:
+        """Replace the end of the file."""
+        # Unbuffered: a failed write must not be tried once more when the file is closed
+        with self._path.open("r+b" if self._end else "wb", buffering=0) as file:
+            file.seek(self._end)
+            while content:
+                content = content[file.write(content) :]
+            file.truncate()  # this end may be shorter than the last
 
 
 def new_folder(parent: Path, name: str) -> Path:

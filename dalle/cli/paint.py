@@ -181,6 +181,7 @@ class _PaintingFiles:
 
         image = to_image(self.painter.image())
         write_png(image, self.folder / name, self.texts | {"step": str(self.painter.step)})
+        self.args.kept = f"what was written before is in {self.folder}"  # for the line of a command that is broken off
 
     def _texts(self) -> dict[str, str]:
         """PNG metadata: everything that is needed to paint the same image again."""

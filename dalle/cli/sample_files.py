@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,20 +50,26 @@ class SampleFiles:
         if self.folder is None:
             self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
         self._prompts += 1
-        images = []
-        for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            name = f"{self._prompts:02d}-{rank + 1:02d}-seed{seed}.png"
-            score = None if result.scores is None else result.scores[rank]
-            texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
-            write_png(image, self.folder / name, texts)
-            images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
-        if self._scores is None:
-            scored_by = None if result.scores is None else "CLIP"
-            header = {"model": self.model_hash, "options": self.options, "scored_by": scored_by}
-            self._scores = ScoresFile(self.folder / "scores.json", header)
-        self._scores.append(images, {"steps": self.steps})
+        images: list[dict[str, Any]] = []
+        try:
+            for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+                name = f"{self._prompts:02d}-{rank + 1:02d}-seed{seed}.png"
+                score = None if result.scores is None else result.scores[rank]
+                texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
+                write_png(image, self.folder / name, texts)
+                images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
+        finally:  # at an interrupt or on a full disk, too: each image that is written has its line
+            if images:
+                self._append_scores(images, scored=result.scores is not None)
         if self.settings.grid:
             self._add_row(result)
+
+    def _append_scores(self, images: list[dict[str, Any]], scored: bool) -> None:
+        assert self.folder is not None
+        if self._scores is None:
+            header = {"model": self.model_hash, "options": self.options, "scored_by": "CLIP" if scored else None}
+            self._scores = ScoresFile(self.folder / "scores.json", header)
+        self._scores.append(images, {"steps": self.steps})
 
     def _add_row(self, result: Result) -> None:
         from dalle.images.grid import split_to_pages
@@ -80,9 +87,9 @@ class SampleFiles:
         from dalle.images.png import write_png
 
         assert self.folder is not None
-        self._pages += 1
-        name = "grid.png" if self._pages == 1 else f"grid-{self._pages}.png"
+        name = f"grid-{self._pages + 1}.png" if self._pages else "grid.png"
         write_png(labeled_grid(rows, first), self.folder / name, {"Software": f"dalle {__version__}"})
+        self._pages += 1  # not before: at an interrupt `finish` writes the page once more
 
     def finish(self) -> Path:
         """Write the last page of the grid; returns the path to show to the user."""
@@ -90,12 +97,25 @@ class SampleFiles:
         if self._rows:
             self._write_page(self._rows, self._first)
             self._rows = []
-        return self.folder / "grid.png" if self.settings.grid else self.folder
+        return self.folder / "grid.png" if self._pages else self.folder
+
+    @property
+    def written(self) -> bool:
+        """Whether any image of the run is on disk."""
+        return self.folder is not None and any(self.folder.glob("[0-9]*.png"))
 
 
-def finished_images(run: SampleFiles | None) -> str | None:
-    """Complete the files of a run that was broken off, and say where they are; None if it has no image yet."""
-    return None if run is None or run.folder is None else f"finished images: {run.finish()}"
+def finished_images(run: SampleFiles | None) -> str:
+    """Complete the files of a run that was broken off, and say where they are."""
+    if run is None or not run.written:
+        if run is not None and run.folder is not None:
+            with suppress(OSError):  # it has something in it after all
+                run.folder.rmdir()
+        return "nothing was finished"
+    try:
+        return f"finished images: {run.finish()}"
+    except (OSError, ValueError, MemoryError, KeyboardInterrupt):  # it is broken off again, or as before: a full disk
+        return f"finished images, without their grid: {run.folder}"
 
 
 def recorded_options(settings: SampleConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dalle.data.workers import data_loader
 log = logging.getLogger(__name__)
 
 _LOOKAHEAD = 64  # consecutive records of a stream that may be broken
+_MAX_TRIED = 10_000  # and of an indexed data set: of one that has vanished, all would be tried for each sample
 
 Key = tuple[int, int]  # index, seed
 
@@ -116,14 +117,18 @@ class _MapDataset(Dataset[Sample | ValueError]):
         index, seed = key
         bad: list[str] = []
         # The replacement depends on the index alone, so that a resumed run and other numbers of workers find the same
-        for step in range(len(self.dataset)):
+        tried = min(len(self.dataset), _MAX_TRIED)
+        for step in range(tried):
             try:
                 pair = self.dataset.pair((index + step) % len(self.dataset), seed)
             except BadRecord as error:
                 bad.append(str(error))
+            except (ValueError, OSError) as error:
+                return _as_value_error(error)
             else:
                 return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
-        return ValueError(f"no usable image in the data set; the first fails with: {bad[0]}")
+        where = "in the data set" if tried == len(self.dataset) else f"among {tried:,} records in a row"
+        return ValueError(f"no usable image {where}; the first fails with: {bad[0]}")
 
 
 class _BatchStream(IterableDataset[Batch | ValueError]):
@@ -149,8 +154,8 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
                     lookahead.popleft()  # also where another process decodes it
                 if decoded:
                     yield stack(decoded)
-        except ValueError as error:  # `batches` raises it in the main process
-            yield ValueError(str(error))
+        except (ValueError, OSError) as error:  # `batches` raises it in the main process
+            yield _as_value_error(error)
 
     def _endless(self, skip: int) -> Iterator[tuple[Any, int]]:
         """Records of epoch after epoch, each with the seed of its sample, without the first `skip`."""
@@ -179,6 +184,13 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
             else:
                 return Sample(pair.image, pair.caption, seed, bad, pair.embedding)
         raise ValueError(f"no usable image among {len(lookahead)} records in a row: {bad[0]}")
+
+
+def _as_value_error(error: ValueError | OSError) -> ValueError:
+    """An error whose message is one line; torch would add its traceback to that of one which a worker raised."""
+    line = ValueError((str(error) or type(error).__name__).splitlines()[0])
+    line.__cause__ = error  # which may be a lack of memory
+    return line
 
 
 def _collate(records: list[Sample | ValueError]) -> Batch | ValueError:

@@ -6,10 +6,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dalle.data.base import BadRecord, PairDataset, PairStream
 from dalle.data.custom.dataset import CustomDataset
 from dalle.data.custom.stream import CustomStream, StreamValidation
+from dalle.files import write_text
 
 _TRIES = 20  # records to try for a readable example
 _MAX_COUNTED = 100_000  # largest set whose captions are counted, which takes a few seconds
@@ -65,15 +67,27 @@ def summarize(training: PairDataset | PairStream, held_out: PairDataset) -> Summ
 def record_and_compare(summary: Summary, file: Path) -> str | None:
     """Write a run's summary to `file`; if an earlier one was there and differs, return a warning about the change."""
     # Written in any case: the next resume compares with what this one trains on
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    now = asdict(summary)
-    file.write_text(json.dumps(now, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    before, now = _earlier(file), asdict(summary)
+    write_text(file, json.dumps(now, ensure_ascii=False, indent=1) + "\n")
+    if isinstance(before, str):
+        return before
     if before is None or before.get("digest") == summary.digest:
         return None
     return (
         f"the data set has changed since this run began: it had {before.get('training')} images to train on, now "
         f"{summary.training}; what follows is not what the uninterrupted run would have seen"
     )
+
+
+def _earlier(file: Path) -> dict[str, Any] | str | None:
+    """The summary in a file; None if there is none, or a warning if it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else f"{file} is damaged: whether the data set has changed is not known"
 
 
 def _example(data: PairDataset) -> str:

@@ -64,6 +64,8 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     except OSError as error:
+        if error.errno in _NO_ROOM and "[errno" in str(error.strerror):
+            error.strerror = os.strerror(error.errno)  # pyarrow has a sentence of its own around it
         unnamed = error.filename is None and error.errno in _NO_ROOM
         if unnamed or (scratch is not None and str(error.filename).startswith(str(scratch))):
             error.filename = str(path)
@@ -172,8 +174,9 @@ class FileLock:
                 raise
             raise BlockingIOError(holder) from error
         _locks[self._file] = self
-        os.truncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+        with naming(file):  # on a full disk even this is too much
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def close(self) -> None:
         """Release the lock."""

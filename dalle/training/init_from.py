@@ -36,6 +36,7 @@ from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.upsampler import Upsampler
 from dalle.text_tokenizers import JSONTokenizer
 from dalle.training.init_unclip import initial_part, part_folder, part_name
+from dalle.training.lora import check_installed
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
@@ -193,9 +194,14 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
 
     Does nothing for a recipe without `init_from`, or if it names one of our model folders. The main process converts
     while the others wait.
+
+    Raises:
+        ValueError: the weights cannot be converted, or the recipe asks for LoRA, which is not installed.
     """
     if not isinstance(recipe, _InitFromRecipe) or recipe.init_from is None:
         return
+    if isinstance(recipe, CLIPRecipe | DALLERecipe) and recipe.lora is not None:
+        check_installed()  # converting may take minutes
     with accelerator.main_process_first():  # the others find the folder made
         path = resolve(recipe.init_from)
         target = recipe.run.dir / FOLDER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import torch
@@ -33,6 +34,16 @@ class LoRAConfig:
             raise ValueError("targets is empty: give at least one name of a linear layer, for example qkv")
 
 
+def check_installed() -> None:
+    """Check that peft is installed, without importing it; for runs with LoRA, before they load anything.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if find_spec("peft") is None:
+        raise ValueError(f"LoRA needs peft: {install_command('lora')}; or set lora=null to train all weights")
+
+
 def add_lora(model: nn.Module, options: LoRAConfig, also: Collection[str] = ()) -> None:
     """Add LoRA adapters to the linear layers of a model that are not frozen yet, and freeze everything else.
 
@@ -44,10 +55,9 @@ def add_lora(model: nn.Module, options: LoRAConfig, also: Collection[str] = ()) 
     Raises:
         ValueError: peft is not installed, no linear layer has one of the target names, or all that have are frozen.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ValueError(f"LoRA needs peft: {install_command('lora')}; or set lora=null to train all weights") from None
+    check_installed()
+    from peft import LoraConfig, inject_adapter_in_model
+
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     there = {name.rpartition(".")[2] for name in layers}
     missing = sorted(set(options.targets) - there)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -167,11 +168,34 @@ class Run:
             yield self.step
 
     def next_batch(self) -> Batch:
-        """Return this process's part of the next batch."""
-        with self.log.waiting_for_data():
-            batch = next(self._batches)
-        self.bad.add(batch.bad)
+        """Return this process's part of the next batch.
+
+        Raises:
+            ValueError: the data cannot be read, or too much of it; what was trained so far has been saved.
+            OSError: likewise.
+        """
+        with self._saved_if_it_fails():
+            with self.log.waiting_for_data():
+                batch = next(self._batches)
+            self.bad.add(batch.bad)
         return batch
+
+    @contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """Save the steps since the last checkpoint if a block fails: the error is not theirs.
+
+        With several processes only some may have failed, and saving, a collective operation, would hang.
+        """
+        known = list(self.bad.names)
+        try:
+            yield
+        except Exception:
+            # What is broken only since then would still be counted when a disk that had vanished is there again
+            self.bad.names = dict.fromkeys(known)
+            if self.world == 1 and self.step > self.start and not folder_of(self.options.dir, self.step).exists():
+                self.save()
+                self.log.say(f"saved step {self.step}; continue with: {resume_command(self.options.dir)}")
+            raise
 
     def logs(self, step: int) -> bool:
         """Return whether the next step, after `step` completed ones, is logged."""
@@ -244,14 +268,8 @@ class Run:
         Raises:
             NaNMetricError: a metric is NaN.
         """
-        try:
+        with self._saved_if_it_fails():
             metrics = self._metrics()
-        except Exception:
-            # Do not lose the training since the last checkpoint. With several processes only some may have failed, and
-            # saving, a collective operation, would hang
-            if self.world == 1:
-                self.save()
-            raise
         check_not_nan(self.step, metrics, self.options.dir)
         return self.best.add(self.step, metrics)
 

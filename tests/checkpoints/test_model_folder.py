@@ -489,3 +489,29 @@ def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     assert one_line(lambda: dalle.load_model(folder)).startswith(f"{file}: unknown key samplign; known here: stage, ")
     file.write_text(file.read_text() + "data: {kind: shapes}\n")  # a recipe, which has more keys
     dalle.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "load", "keys"),
+    [
+        ("model", dalle.load_model, ("transformer", "depth")),
+        ("image_tokenizer", dalle.load_image_tokenizer, ("blocks",)),
+        ("clip", dalle.load_clip, ("text", "depth")),
+    ],
+)
+def test_absurd_number_of_layers_is_refused_before_any_is_built(
+    part: str, load: Callable[[Path], object], keys: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Building 100,000 takes minutes, and the weights have not as many tensors."""
+    folder = make_tiny_model(tmp_path).parent / part
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["sha256"]  # it would say no more than that something has changed, and later
+    inner = config["model"]
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = 99_999
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        ValueError, match=rf"config.yaml: {'.'.join(keys)} is 99,999, but the weights have only \d+ ten"
+    ):
+        load(folder)

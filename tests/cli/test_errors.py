@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from dalle.__main__ import main
 from dalle.cli.errors import describe_os_error, report_error
 
 
@@ -34,3 +35,33 @@ def test_os_errors_are_sentences(error: OSError, line: str, capsys: pytest.Captu
     assert describe_os_error(error) == line
     assert report_error("dalle x", error, str, "; all else is kept") == 2
     assert capsys.readouterr().err == f"dalle x: {line}; all else is kept\n"
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "line"),
+    [
+        (["paint", "a dog"], MemoryError(), "out of memory: give a smaller --size, fewer --cutouts or a smaller"),
+        (["index", "a", "--out", "b"], MemoryError(), "out of memory: give a smaller --batch-size"),
+        (["report", "a"], MemoryError(), "out of memory: it needs a machine with more memory"),
+        (["index", "a", "--out", "b"], FULL, "another place; images embedded so far are kept: the same command goes"),
+        (["encode", "a", "b"], KeyboardInterrupt(), "stopped; complete shards are kept: the same command goes on"),
+        (["report", "a"], KeyboardInterrupt(), "dalle report: stopped\n"),
+    ],
+)
+def test_broken_off_commands_say_what_to_do_and_what_is_kept(
+    words: list[str],
+    error: BaseException,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"dalle.cli.{words[0]}._run", fail)
+    assert main(words) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    err = capsys.readouterr().err
+    assert line in err and err.startswith(f"dalle {words[0]}: ") and err.count("\n") == 1

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import random
 from pathlib import Path
 
+import pytest
+
+from dalle.cli.drawn_parts import DrawnImage, Kind, new_part
 from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
 from dalle.files import write_text
+from support.file_limits import files_of_at_most
 
 
 def test_folder_names_are_slugs_of_any_script() -> None:
@@ -45,3 +52,45 @@ def test_scores_file_is_valid_json_after_every_append(tmp_path: Path) -> None:
         assert content == expected
         assert file.read_bytes().startswith(before), "what was written stays"
         before = file.read_bytes().rpartition(b"\n  ]")[0]
+
+
+def test_scores_file_is_as_before_after_a_failed_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk takes the first bytes of a write; Ctrl-C may come after all of them."""
+    file, write = tmp_path / "scores.json", ScoresFile._write
+    scores = ScoresFile(file, {"model": "a"})
+    failures: list[BaseException] = []
+
+    def failing(self: ScoresFile, content: bytes) -> None:
+        if not failures:
+            return write(self, content)
+        error = failures.pop()
+        write(self, content[: 10 if isinstance(error, OSError) else None])
+        raise error
+
+    monkeypatch.setattr(ScoresFile, "_write", failing)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    failures.append(full)
+    with pytest.raises(OSError, match="scores.json"):
+        scores.append([{"file": "0.png"}], {"steps": 1})
+    assert not file.exists()
+    scores.append([{"file": "0.png"}], {"steps": 1})
+    before = file.read_bytes()
+    for error in (full, KeyboardInterrupt()):
+        failures.append(error)
+        with pytest.raises(type(error)):
+            scores.append([{"file": "1.png"}], {"steps": 20})
+        assert file.read_bytes() == before
+    scores.append([{"file": "1.png"}], {"steps": 20})
+    found = json.loads(file.read_text())
+    assert found == {"model": "a", "images": [{"file": "0.png"}, {"file": "1.png"}], "steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("folders", "0/00000000-00-seed5.png"), ("shards", "0.tar"), ("parquet", "0.parquet")]
+)
+def test_part_on_a_full_disk_names_its_file(kind: Kind, name: str, tmp_path: Path) -> None:
+    image = DrawnImage(0, 0, "a dog", 5, None, {}, random.Random(0).randbytes(9000))
+    with files_of_at_most(4000), pytest.raises(OSError) as caught, new_part(tmp_path, "0", kind) as part:
+        part.add([image])
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / name))
+    assert caught.value.strerror == os.strerror(errno.EFBIG)

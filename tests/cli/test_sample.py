@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import dalle.images.grid  # noqa: E402
+import dalle.images.png  # noqa: E402
 import sample  # noqa: E402
 from dalle.cli.sample import SampleConfig  # noqa: E402
 from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
@@ -276,8 +277,47 @@ def test_full_disk_keeps_finished_images(
     assert err.startswith("sample.py: ") and "02-02-seed0.png: No space left on device" in err
     assert err.endswith("; what was finished before is in outputs/a-dog-0")
     folder = here / "outputs" / "a-dog-0"
-    assert len(json.loads((folder / "scores.json").read_text())["images"]) == 2
+    images = json.loads((folder / "scores.json").read_text())["images"]
+    assert [one["file"][:5] for one in images] == ["01-01", "01-02", "02-01"]
     assert sorted(p.name[:5] for p in folder.glob("*.png")) == ["01-01", "01-02", "02-01"]
+
+
+@pytest.mark.parametrize(
+    ("target", "again", "said", "left"),
+    [
+        ("dalle.images.png.write_png", 1, "nothing was finished", None),
+        ("dalle.images.grid.labeled_grid", 1, "finished images: outputs/a-dog-0/grid.png", "grid.png"),
+        ("dalle.images.grid.labeled_grid", 2, "finished images, without their grid: outputs/a-dog-0", "scores.json"),
+    ],
+)
+def test_ctrl_c_while_files_are_written_names_what_is_there(
+    target: str,
+    again: int,
+    said: str,
+    left: str | None,
+    tiny_model: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, _, name = target.rpartition(".")
+    write, calls = getattr(sys.modules[module], name), []
+
+    def interrupted(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) <= again:
+            raise KeyboardInterrupt
+        return write(*args, **options)
+
+    monkeypatch.setattr(target, interrupted)
+    assert sample.main(["a dog", "--n", "2", "--model", str(tiny_model)]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"sample.py: stopped; {said}"
+    found = {path.name for path in (here / "outputs").rglob("*")}
+    if left is None:
+        assert not found
+        return
+    assert left in found and ("grid.png" in found) == (again == 1)
+    assert len(json.loads((here / "outputs" / "a-dog-0" / "scores.json").read_text())["images"]) == 2
 
 
 @pytest.mark.slow

@@ -176,6 +176,33 @@ def test_no_usable_image_is_refused(kind: Kind, slow: Callable, workers: int) ->
         next(batches(kind(4, (0, 1, 2, 3)), batch_size=2, seed=0, workers=workers))
 
 
+class Gone(Numbers):
+    """Whose files are on a disk that is gone: the error of a library, of several lines."""
+
+    def pair(self, index: int, seed: int) -> Pair:
+        raise OSError(f"number {index}: no such device\nin read(2)")
+
+
+class GoneStream(Gone, Stream):
+    """The same as a stream."""
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("kind", [Gone, GoneStream])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_the_system_are_one_line(kind: Kind, workers: int) -> None:
+    """From a worker, too, where torch would add its traceback to the message."""
+    with pytest.raises(ValueError, match=r"^number \d: no such device$"):
+        next(batches(kind(4), batch_size=2, seed=0, workers=workers))
+
+
+def test_few_records_are_tried_where_a_large_set_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dalle.data.loader._MAX_TRIED", 3)
+    with pytest.raises(ValueError, match=r"^no usable image among 3 records in a row; the first fails with: number"):
+        next(batches(Numbers(100, tuple(range(100))), batch_size=2, seed=0))
+    assert len(next(batches(Numbers(100, (4, 5)), batch_size=100, seed=0)).captions) == 100
+
+
 def test_empty_stream_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no records to train on: check data.path"):
         next(batches(Stream(0), batch_size=2, seed=0))

@@ -51,3 +51,11 @@ def test_changed_data_is_reported_at_resume(folder: Path) -> None:
     (folder / "e.png").rename(folder / "f.png")
     (folder / "e.txt").rename(folder / "f.txt")
     assert "it had 5 images to train on, now 5" in str(record_and_compare(summary(config), file))
+
+
+@pytest.mark.parametrize("content", ["", '{"training": 4', "[]"])
+def test_damaged_summary_is_said_and_replaced(content: str, folder: Path) -> None:
+    config, file = CustomConfig(path=str(folder), validation_share=0), folder / "data.json"
+    file.write_text(content)
+    assert "data.json is damaged: whether the data set has changed" in str(record_and_compare(summary(config), file))
+    assert record_and_compare(summary(config), file) is None

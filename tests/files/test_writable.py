@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dalle.files import atomic_file, atomic_folder, check_file, check_folder, naming
+from dalle.files import FileLock, atomic_file, atomic_folder, check_file, check_folder, naming
+from support.file_limits import files_of_at_most
 
 
 def test_folder_check_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +89,9 @@ def test_temporary_names_do_not_appear_in_errors(tmp_path: Path) -> None:
     target = tmp_path / "gone" / "a.html"
     with pytest.raises(FileNotFoundError, match=r": '.*/gone/a\.html'$"), atomic_file(target) as part:
         part.write_text("text")
+
+
+def test_a_lock_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    with files_of_at_most(0), pytest.raises(OSError, match="File too large: .*a.lock"):
+        FileLock(tmp_path / "a.lock")
+    FileLock(tmp_path / "a.lock").close()

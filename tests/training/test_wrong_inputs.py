@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,11 @@ import yaml
 
 import dalle
 import train
+from dalle.data.batch import Batch
+from dalle.training import state
 from dalle.training.checkpoint.latest import load_latest
+from support.file_limits import files_of_at_most
+from support.image_folders import put
 from support.tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     except SystemExit as stop:  # argparse's own
         code = stop.code  # type: ignore[assignment]
     out, err = capfd.readouterr()
-    begun = ("data: ", "resume=true: ")  # what a run says before it trains
+    begun = ("data: ", "resume=true: ", "saved step ")  # what a run says before it trains, or fails
     assert code == 2 and all(line.startswith(begun) for line in out.splitlines()), out
     lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]  # less the progress bar
     assert len(lines) == 1 and lines[0].startswith("train.py: "), err
@@ -191,17 +192,79 @@ def test_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFi
     assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial={start: 0, layers: 1}"], capfd)
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Within the block no file grows beyond `size` bytes: writing fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
+def test_missing_peft_is_said_before_weights_are_converted(
+    parts: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {**DALLE["model"], "attention": ["row", "full"], "transformer": {"width": 16, "depth": 2, "heads": 2}}  # type: ignore[dict-item]
+    sources = {name: str(parts / name) for name in ("text_tokenizer", "image_tokenizer")}
+    recipe = (
+        DALLE
+        | sources
+        | {"model": model, "init_from": str(parts / "model"), "lora": {"rank": 2}, "optim": {"ema": None}}
+    )
+    (here / "dalle.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr("dalle.training.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("train.Run", None)  # nothing is built
+    assert "LoRA needs peft: " in refused(["dalle.yaml"], capfd)
+
+
+def test_resume_refuses_another_tokenizer_by_name(parts: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of the same sizes: the checkpoint fits, but its codes mean other images. The same one may lie elsewhere."""
+    for part in ("text_tokenizer", "image_tokenizer"):
+        (here / part).symlink_to(parts / part)
+    assert train.main(["dalle.yaml"]) == 0
+    capfd.readouterr()
+    other = make_tiny_model(here / "other", seed=1).parent / "image_tokenizer"
+    resumed = ["dalle.yaml", "resume=true", "run.steps=2"]
+    for option in ("resume=true", "resume=auto"):
+        line = refused([*resumed, option, f"image_tokenizer={other}"], capfd)
+        assert "image_tokenizer" in line and ("not the one that the run in run has been trained with" in line) == (
+            option == "resume=true"
+        )
+    shutil.copytree(parts / "image_tokenizer", here / "moved")
+    assert train.main([*resumed, "image_tokenizer=moved"]) == 0
+    assert "resume=true: image_tokenizer was image_tokenizer, is now moved" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_vanished_images_lose_no_training(
+    stream: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is unplugged in the third step: two are saved, and the run goes on when it is there again."""
+    put(here / "imgs", **{f"{i}_png": None for i in range(8)}, **{f"{i}_txt": f"{i} hearts" for i in range(8)})
+    next_batch, calls = state.Run.next_batch, []
+
+    def unplugged(self: state.Run) -> Batch:
+        calls.append(self.step)
+        if len(calls) == 3:
+            os.rename("imgs", "elsewhere")
+        return next_batch(self)
+
+    options = ["vqgan.yaml", f"data={{kind: pairs, path: imgs, stream: {stream}, max_bad: 2}}", "run.save_every=9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(state.Run, "next_batch", unplugged)
+        line = refused([*options, "run.steps=4", "run.validate_every=9"], capfd)
+    assert "No such file or directory" in line
+    assert load_latest(here / "run").step == 2
+    os.rename("elsewhere", "imgs")
+    assert train.main([*options, "run.steps=4", "resume=true"]) == 0
+    assert load_latest(here / "run").step == 4 and "broken" not in capfd.readouterr().out
+
+
+def test_vanished_run_folder_is_not_called_a_full_disk(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_batch = state.Run.next_batch
+
+    def unplugged(self: state.Run) -> Batch:
+        if self.step == 1:
+            shutil.rmtree("run")
+        return next_batch(self)
+
+    monkeypatch.setattr(state.Run, "next_batch", unplugged)
+    options = ["vqgan.yaml", "run.steps=3", "run.log_every=1", "run.save_every=9", "run.validate_every=9"]
+    line = refused([*options, "run.report=false"], capfd)
+    assert "step 2 could not be saved in run (No such file or directory): the folder has gone: bring it back" in line
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt"])

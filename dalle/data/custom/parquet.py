@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow.parquet as parquet
 
 from dalle.data.custom.columns import caption_column, clean_captions, has_captions, image_column
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record, Shard, Source
-from dalle.files.remote import PATIENCE, failures
+from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time; each has its image's bytes in memory
@@ -93,7 +92,12 @@ class TableSource(Source):
     ) -> Iterator[Record]:
         row = 0
         # `iter` and not `__iter__`, which would split the records among the loader's workers: each reads all of them.
-        for chunk in stream_shard.iter(_CHUNK):
+        chunks = stream_shard.iter(_CHUNK)
+        while True:
+            with friendly_errors(self.where):  # a file, or the connection, may have gone since the stream was opened
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None else str(chunk[key][at])
                 content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at])
@@ -210,33 +214,10 @@ def hub_source(
     def load(stream: bool) -> Any:
         import datasets
 
-        with _offline_if_unreachable(name):
+        with offline_if_unreachable(name):
             return datasets.load_dataset(name, split=split, streaming=stream)
 
     return TableSource(load, f"{name} (not a local folder, so taken as a hub id)", [], image, caption, key, captioned)
-
-
-@contextmanager
-def _offline_if_unreachable(name: str) -> Iterator[None]:
-    """If the hub does not answer one request, use the local cache without the six retries of `datasets`."""
-    import datasets
-    import huggingface_hub
-
-    # Each library has read the switch into a variable of its own
-    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in switches]
-    try:
-        huggingface_hub.dataset_info(name, timeout=PATIENCE)
-    except huggingface_hub.errors.HfHubHTTPError:
-        pass  # the hub is reachable: loading will report what is wrong
-    except failures():
-        for module in switches:
-            module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value
 
 
 def saved_source(
@@ -276,23 +257,3 @@ def row_count(file: Path) -> int:
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} is not a complete Parquet file ({reason}): copy it again or remove it") from error
-
-
-@contextmanager
-def friendly_errors(where: str) -> Iterator[None]:
-    """Hide progress bars, and turn the errors of `datasets` into one-line ValueErrors."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    except StopIteration as error:
-        raise ValueError(f"{where} holds no records: give a data set with at least one") from error
-    except (OSError, ValueError, DatasetsError, pyarrow.ArrowException) as error:
-        reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{where} cannot be loaded: {reason}") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

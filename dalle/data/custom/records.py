@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from dalle.data.base import BadRecord
+from dalle.files.remote import failures
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
 
@@ -32,12 +33,19 @@ class FileSpan:
     size: int = -1  # -1: to the end of the file
 
     def read(self) -> bytes:
-        """Read the bytes."""
+        """Read the bytes.
+
+        Raises:
+            OSError: the file has gone, or the connection to it.
+        """
         if "://" in self.file:  # single images in a repository of the hub
             import fsspec  # a dependency of `datasets`
 
-            with fsspec.open(self.file, "rb") as remote:
-                content: bytes = remote.read()
+            try:
+                with fsspec.open(self.file, "rb") as remote:
+                    content: bytes = remote.read()
+            except failures() as error:  # not all are OSErrors
+                raise OSError(f"{self.file}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
             return content
         with open(self.file, "rb") as file:
             file.seek(self.offset)

@@ -139,14 +139,24 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
                     group.texts[ending] = content.read()
         if not _has_end_marker(file, end):
             fault = f"the tar file is truncated or damaged after record {group.name!r}"
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         fault = f"the tar file is damaged, or is compressed: unpack it to .tar ({error})"
+    except OSError as error:
+        fault = f"the tar file cannot be read ({error})"
     # A file that is cut off belongs to the last group, which would be an image half gray: it is dropped
-    truncated = fault is not None and end > file.stat().st_size  # its last file, at least, is incomplete
+    truncated = fault is not None and end > _size(file)  # its last file, at least, is incomplete
     if (group.texts or group.images) and not truncated:
         yield group
     if fault is not None:
         yield fault
+
+
+def _size(file: Path) -> int:
+    """The size of a file in bytes; 0 if it has gone."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _split_group(group: _Group) -> list[_Group]:

@@ -55,6 +55,8 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error)
+        if isinstance(error, subprocess.TimeoutExpired):  # whose message is the whole command
+            output = f"the compiler took more than {error.timeout:.0f} seconds"
         output = (output.decode(errors="replace") if isinstance(output, bytes) else output).strip().splitlines()
         logger.warning("native kernels cannot be compiled, using PyTorch's, which are slower: %s", " ".join(output[:3]))
         return None

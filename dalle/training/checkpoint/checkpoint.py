@@ -201,10 +201,11 @@ def as_value_error(run: Path, step: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason, advice = error.strerror or str(error), "earlier checkpoints are intact; free some disk space"
+        if not run.is_dir():
+            advice = "the folder has gone: bring it back, or its disk"
         raise ValueError(
-            f"step {step} could not be saved in {run} ({reason}): earlier checkpoints are intact; "
-            "free some disk space, then continue with resume=true"
+            f"step {step} could not be saved in {run} ({reason}): {advice}, then continue with resume=true"
         ) from error
 
 

@@ -40,17 +40,17 @@ def check_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> None:
         ValueError: (in all processes) as `open_run_dir`; or the folder cannot be written, or holds files of something
             else under the names of a run's.
     """
-    refusal = None
+    refusal: ValueError | OSError | None = None
     if accelerator.is_main_process:
         try:
             check_folder(recipe.run.dir, "run.dir=FOLDER")
             if not _resumes(recipe):
                 _check_names(recipe.run.dir)
         except (ValueError, OSError) as error:
-            refusal = str(error)
+            refusal = error
     (refusal,) = broadcast_object_list([refusal])
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal
 
 
 def _check_names(run: Path) -> None:
@@ -70,22 +70,27 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
 
     Raises:
         ValueError: (in all processes) there is nothing to resume; the folder contains a run but `resume` is false, or
-            auto with another config; or another process is training in the folder.
+            auto with another config; the run has other tokenizers, or another CLIP; or another process is training in
+            the folder.
+        OSError: (in all processes) the disk is full or not writable.
     """
     lock: AbstractContextManager[object] = nullcontext()
-    resume, refusal = False, None
+    resume = False
+    refusal: ValueError | OSError | None = None
     if accelerator.is_main_process:
         try:
             resume = _resumes(recipe)
+            if resume:
+                _check_parts(recipe)
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
             lock = lock_run_dir(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
                 remove_scratch(parent)  # what a killed process left half-written
         except (ValueError, OSError) as error:
-            refusal = str(error)
+            refusal = error
     resume, refusal = broadcast_object_list([resume, refusal])  # one process that raises alone would hang the others
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal
     return lock, resume
 
 
@@ -107,6 +112,21 @@ def _resumes(recipe: LoopRecipe) -> bool:
             else f"{run} contains a run already: continue it with resume=true, or choose another run.dir=FOLDER"
         )
     return there
+
+
+def _check_parts(recipe: LoopRecipe) -> None:
+    """Refuse to resume with another tokenizer or CLIP than the run's, whose numbers mean something else."""
+    try:
+        before = read_yaml(recipe.run.dir / "origin.yaml").get("parts_sha256")
+    except ConfigError:  # lost; the names of the parts are compared with the other options
+        return
+    for name, digest in _part_hashes(recipe).items():
+        ranks_only = name == "clip" and recipe.stage == "dalle"
+        if isinstance(before, dict) and before.get(name, digest) != digest and not ranks_only:
+            raise ValueError(
+                f"{name}={getattr(recipe, name)} ({digest[:12]}) is not the one that the run in {recipe.run.dir} has "
+                f"been trained with ({str(before[name])[:12]}): resume with that one, or choose another run.dir=FOLDER"
+            )
 
 
 def _changes(recipe: LoopRecipe) -> list[str]:
@@ -178,15 +198,20 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
     """Versions of packages, and hashes of data and tokenizers."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _PACKAGES if installed(name)}
-    sources = {key: value for key, value in to_dict(recipe).items() if key.endswith("tokenizer") or key == "clip"}
     return {
         "seed": recipe.run.seed,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "precision": recipe.run.precision,
         "versions": versions,
         "data_sha256": _data_hash(recipe.data),
-        "parts_sha256": {k: model_folder.folder_hash(resolve(v)) for k, v in sources.items() if v},
+        "parts_sha256": _part_hashes(recipe),
     }
+
+
+def _part_hashes(recipe: LoopRecipe) -> dict[str, str]:
+    """Hashes of the tokenizers and of the CLIP that a recipe names."""
+    sources = {key: value for key, value in to_dict(recipe).items() if key.endswith("tokenizer") or key == "clip"}
+    return {key: model_folder.folder_hash(resolve(value)) for key, value in sources.items() if value}
 
 
 def _data_hash(data: AnyDataConfig) -> str:

@@ -165,6 +165,16 @@ def test_unreachable_hub_gives_a_one_line_error(tmp_path: Path) -> None:
         CustomDataset(CustomConfig(path="owner/name"), "train", SIDE)
 
 
+def test_unwritable_cache_is_named_and_not_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are copied into the user's cache, which may be on a full or read-only disk."""
+    path = with_parquet(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    cache = tmp_path / "file" / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    with pytest.raises(ValueError, match=r"the cache .*/file/cache cannot be written \(Not a directory\): set HF_HOME"):
+        CustomDataset(CustomConfig(path=str(path)), "train", SIDE)
+
+
 def test_file_spans_read_local_paths_and_urls(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     assert FileSpan(str(tmp_path / "a.bin"), 2, 3).read() == b"234"

@@ -408,7 +408,7 @@ def test_offline_hub_is_tried_once_and_paths_never(tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[3])
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}
     command = [sys.executable, "-c", program, "owner/name", "data/my_images", "runs/x"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     first, *others = done.stdout.splitlines()
     assert first.startswith("owner/name (not a local folder, so taken as a hub id) cannot be loaded: ")
     assert others == [f"no such file or folder: {path}; set data.path to your images" for path in command[4:]]

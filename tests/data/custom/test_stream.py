@@ -35,6 +35,25 @@ def test_streams_are_reshuffled_each_epoch(layout: Layout, tmp_path: Path) -> No
     assert len({order[0].split("/")[0] for order in orders}) > 1  # shards too
 
 
+@pytest.mark.parametrize("layout", [with_parquet, with_tars])
+def test_files_of_a_stream_that_vanish_are_one_line(layout: Layout, tmp_path: Path) -> None:
+    """Whether before the first record, or after the records of one file."""
+    (tmp_path / "data").mkdir()
+    folder = layout(tmp_path / "data")
+    config = CustomConfig(path=str(folder), stream=True, shuffle_buffer=1, validation_share=0)
+    data = open_training(config, SIDE)
+    assert isinstance(data, CustomStream)
+    records = data.records(0, 0)
+    next(records)
+    folder.rename(tmp_path / "elsewhere")
+    for some in (records, data.records(0, 1)):
+        try:
+            faults = [record.fault for record in some if record.fault is not None]
+        except ValueError as error:
+            faults = [str(error)]
+        assert faults and all("No such file" in fault and "\n" not in fault for fault in faults)
+
+
 def test_stream_validation_is_bounded(tmp_path: Path) -> None:
     config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=4, validation_share=0.5)
     assert len(StreamValidation(config, "validation", SIDE)) == 4

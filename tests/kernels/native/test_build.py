@@ -64,6 +64,20 @@ def test_missing_native_kernels_are_explained_in_the_log(
     assert second.startswith("no C++ compiler found (g++ or clang++, or $CXX)")
 
 
+def test_compiler_that_takes_too_long_is_explained(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a machine that is busy: without the command itself, which is half a page."""
+
+    def slow(compiler: list[str], path: Path) -> None:
+        raise subprocess.TimeoutExpired([*compiler, "-O3"], 600)
+
+    monkeypatch.setattr(build, "_compile", slow)
+    assert build.library.__wrapped__() is None
+    (record,) = caplog.records
+    assert record.getMessage().endswith("which are slower: the compiler took more than 600 seconds")
+
+
 def test_short_command_compiles_in_the_background(
     toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
