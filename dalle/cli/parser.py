@@ -41,14 +41,38 @@ def parse_size(text: str, unit: str, option: str) -> float:
     return value
 
 
+class _StoreOnce(argparse.Action):
+    """Store a value; of two different ones for one option, argparse itself would take the last in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        given = parser.given if isinstance(parser, CommandLine) else {}
+        if option_string and given.setdefault(self.dest, values) != values:
+            parser.error(f"{option_string} is given twice, {given[self.dest]} and {values}: give it once")
+        setattr(namespace, self.dest, values)
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser that prints an error as one line, without the usage.
 
     Attributes:
         other: what to say to an option that does not exist, before (see --help).
+        given: values of the options of the line that is being parsed.
     """
 
     other = ""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.given: dict[str, Any] = {}
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; also called for each subcommand."""
+        self.given = {}
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print an error and exit with code 2."""

@@ -65,3 +65,12 @@ def test_broken_off_commands_say_what_to_do_and_what_is_kept(
     assert main(words) == (130 if isinstance(error, KeyboardInterrupt) else 2)
     err = capsys.readouterr().err
     assert line in err and err.startswith(f"dalle {words[0]}: ") and err.count("\n") == 1
+
+
+def test_an_option_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", "clip", "models/emoji/clip", "emoji", "--split", "test_pair", "--split", "test_block"])
+    assert stopped.value.code == 2
+    assert "--split is given twice, test_pair and test_block: give it once" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):  # the same again says nothing new
+        main(["eval", "clip", "models/emoji/clip", "--split", "train", "--split", "train", "--help"])
