@@ -6,27 +6,23 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.kernels.attention import rope_table, rope_table_1d
-from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
-from dalle.kernels.kv_cache import KVCache, Positions, TokenShift
+from dalle.kernels.kv_cache import KVCache, Positions
 from dalle.kernels.linear import Linear
 from dalle.models import captions, row_ends
-from dalle.models.attention_masks import AttentionMasks
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.feature_embedding import FeatureEmbedding
 from dalle.models.norms import norm
+from dalle.models.token_embeddings import TokenEmbeddings
 from dalle.models.transformer import RunBlocks, Transformer
 
 
-class DALLE(AttentionMasks):
+class DALLE(TokenEmbeddings):
     """The transformer of Ramesh et al. 2021 (arXiv 2102.12092), section 2.2 and appendix B.1.
 
     The sequence is [text 0 .. T-1][image 0 .. N-1]; the last image token is never an input, as nothing follows it. The
@@ -41,13 +37,6 @@ class DALLE(AttentionMasks):
     def __init__(self, config: DALLEConfig) -> None:
         super().__init__(config)
         width = config.transformer.width
-        if config.text_features is None:
-            self.text_embedding: nn.Module = nn.Embedding(config.text_embeddings, width)
-        else:
-            self.text_embedding = FeatureEmbedding(config.text_features, config.text_length, width)
-        # And a row end, if the model reads them
-        self.image_embedding = nn.Embedding(config.image_vocab + config.row_ends, width)
-        self._add_positions(config)
         self._add_masks()
         self.transformer = Transformer(config.transformer)
         self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()  # ruDALL-E has one
@@ -56,28 +45,6 @@ class DALLE(AttentionMasks):
         self.text_head = Linear(width, config.text_embeddings, bias=config.head_bias) if config.text_head else None
         self.image_head = Linear(width, config.image_vocab, bias=config.head_bias)
         self._initialize()
-
-    def _add_positions(self, config: DALLEConfig) -> None:
-        """Create what encodes a token's position: learned embeddings, or rotary tables."""
-        prefix, width, (rows, columns) = config.prefix_length, config.transformer.width, config.grid
-        # Positions as the config has them: embeddings are parameters, rotary angles are buffers
-        self.shift = TokenShift(prefix, rows, columns) if config.shift_tokens else None
-        if config.positions in ("learned", "learned_cells"):
-            self.text_position = nn.Parameter(torch.empty(prefix, width))
-        if config.positions == "learned":
-            self.row_position = nn.Parameter(torch.empty(rows, 1, width))
-            self.column_position = nn.Parameter(torch.empty(1, columns, width))
-        elif config.positions == "learned_cells":
-            self.cell_position = nn.Parameter(torch.empty(rows * columns, width))
-        else:
-            head = config.transformer.head_width
-            if config.positions == "rope_1d":
-                cos, sin = rope_table_1d(self.input_length, head, config.rope_base)
-            else:
-                cos, sin = rope_table(prefix, rows, columns, head)
-            stored = config.positions == "stored_rope"  # DALLE-pytorch and LlamaGen store theirs
-            self.register_buffer("rope_cos", cos[: self.input_length], persistent=stored)
-            self.register_buffer("rope_sin", sin[: self.input_length], persistent=stored)
 
     def _initialize(self) -> None:
         for name, parameter in self.named_parameters():
@@ -288,38 +255,11 @@ class DALLE(AttentionMasks):
         places = row_ends.code_places(inputs.shape[1] + 1, columns, hidden.device)
         return torch.cat((hidden[:, : start - 1], hidden[:, start - 1 + places]), dim=1)  # as without row ends
 
-    def _embed_text(self, prefix: Tensor) -> Tensor:
-        x = self.text_embedding(prefix)  # [B, P, C]
-        return x + self.text_position[: x.shape[1]] if self.config.positions.startswith("learned") else x
-
-    def _embed_image(self, image_ids: Tensor, positions: Positions) -> Tensor:
-        x = self.image_embedding(image_ids)  # [B, n, C]
-        if self.config.positions == "learned":
-            return x + positions.cell_embeddings(self.row_position, self.column_position, self.config.prefix_length)
-        if self.config.positions == "learned_cells":
-            return x + positions.rows(self.cell_position, self.config.prefix_length)
-        return x
-
     def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None, blocks: RunBlocks | None = None) -> Tensor:
         """Run the transformer over embedded tokens that follow those in the cache."""
         positions = Positions(0, x.shape[1]) if cache is None else cache.next_positions(x.shape[1])
-        rope: Rope | None = None
-        if "rope" in self.config.positions:  # rope, rope_1d and stored_rope
-            rope = positions.angles(self.get_buffer("rope_cos")), positions.angles(self.get_buffer("rope_sin"))
         # Dropout on embeddings, as in GPT-2
         x = F.dropout(x, self.config.transformer.dropout, self.training)
         masks = self._masks(positions, padding)
-        x = self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks)
+        x = self.transformer(x, masks, rope=self._angles(positions), shift=self.shift, cache=cache, blocks=blocks)
         return self.head_hidden(self.head_norm(x))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
-        """Move or cast the module, but keep the rotary tables in float32: 16 bits are too coarse for angles."""
-        # Taken out before super() casts everything, and put back afterward
-        angles = {name: table for name, table in self._buffers.items() if name.startswith("rope_")}
-        super()._apply(fn, recurse)
-        for name, table in angles.items():
-            assert table is not None
-            self._buffers[name] = table.to(self.image_head.weight.device)
-        if self.shift is not None:
-            self.shift.sources = self.shift.sources.to(self.image_head.weight.device)
-        return self
