@@ -37,7 +37,7 @@ class AsyncRead:
     """A non-blocking device-to-host copy. `read()` waits for this copy only, not for kernels queued after it."""
 
     def __init__(self, numbers: Tensor) -> None:
-        """Start copying a tensor [N], which must not be modified afterwards."""
+        """Start copying a tensor [N], which must not be modified afterward."""
         self._copied: torch.cuda.Event | None = None
         self._numbers = numbers.detach()
         if numbers.device.type == "cuda":

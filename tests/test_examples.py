@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -29,6 +30,15 @@ def test_notebooks_are_small_and_stored_as_run(name: str) -> None:
     assert file.stat().st_size < 300_000
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_import_what_exists(name: str) -> None:
+    for node in ast.walk(ast.parse(code_of(name))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dalle"):
+            module = importlib.import_module(str(node.module))
+            for imported in node.names:
+                assert hasattr(module, imported.name), f"{node.module}.{imported.name}"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import nn
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.modules import check_depth, load_weights, skip_init
 from dalle.checkpoints.published.state import Published
-from dalle.config import from_dict
+from dalle.config import from_dict, renamed
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.dalle import DALLE
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
@@ -72,7 +72,7 @@ def build_own(
         device: where to put the weights.
         dtype: floating-point dtype of the weights; None is float32.
     """
-    config, tensors = from_dict(schema, folder.config["model"], folder.origin), folder.tensors()
+    config, tensors = from_dict(schema, renamed(folder.config["model"]), folder.origin), folder.tensors()
     check_depth(config, tensors, folder.origin)
     with skip_init():  # the weights follow
         module = make(config)

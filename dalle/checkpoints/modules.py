@@ -49,7 +49,7 @@ def load_weights(
 
     Args:
         module: built under `skip_init`, or on the meta device within `training.distributed.sharded_init`.
-        tensors: its state dict; values are copied, so that their file may change afterwards.
+        tensors: its state dict; values are copied, so that their file may change afterward.
         source: name of the source in error messages.
         device: where to put the module.
         dtype: floating-point dtype of its weights; None keeps the module's (float32). torch.int8 replaces each `Linear`

@@ -109,7 +109,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
     )
 
     def on_progress(images: int, there: bool) -> None:
-        if there:  # written by an earlier run: must not count towards the rate
+        if there:  # written by an earlier run: must not count toward the rate
             bar.initial, bar.n = bar.initial + images, bar.n + images
             bar.refresh()
         else:

@@ -14,14 +14,21 @@ from pydantic import TypeAdapter, ValidationError
 from dalle.config.schema import class_for, field_types, is_config, item_annotation, kinds_of, type_name, union_members
 from dalle.config.yaml_files import ConfigError, apply_overrides, read_yaml, to_yaml, value_kind
 
-_RENAMED = {"updates": "steps"}  # keys of earlier versions: using one is an error that names the new key
+# Keys and values of earlier versions: using one in a recipe is an error that names the new one
+_RENAMED = {"updates": "steps", "normalised": "normalized"}
+_RENAMED_VALUES = {("crop", "centre"): "center"}
 
 
 def renamed(data: Any) -> Any:
-    """Convert the config of a run from an earlier version to the current key names."""
+    """Convert the config of a run or a model folder from an earlier version to the current keys and values."""
     if not isinstance(data, dict):
         return data
-    return {_RENAMED.get(key, key): renamed(value) for key, value in data.items()}
+    return {_RENAMED.get(key, key): _new_value(key, renamed(value)) for key, value in data.items()}
+
+
+def _new_value(key: Any, value: Any) -> Any:
+    """The current name of a value of an earlier version, or the value itself."""
+    return _RENAMED_VALUES.get((str(key), value), value) if isinstance(value, str) else value
 
 
 def from_dict(schema: Any, data: Mapping[str, Any], source: str) -> Any:
@@ -101,7 +108,9 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
         return
     hints = field_types(cls)
     for key, value in data.items():
-        if key in hints:
+        if key in hints and _new_value(key, value) != value:
+            yield f"{path}{key}: {value} is called {_new_value(key, value)} now"
+        elif key in hints:
             yield from _mistakes(hints[key], value, f"{path}{key}.")
         else:
             if _RENAMED.get(str(key)) in hints:
@@ -118,7 +127,7 @@ def _without_unknown(annotation: Any, data: Any) -> Any:
     if cls is None:
         return data
     hints = field_types(cls)
-    known = {_RENAMED.get(key, key) if key not in hints else key: value for key, value in data.items()}
+    known = {_RENAMED.get(key, key) if key not in hints else key: _new_value(key, value) for key, value in data.items()}
     return {key: _without_unknown(hints[key], value) for key, value in known.items() if key in hints}
 
 

@@ -44,7 +44,7 @@ class BadRecord(ValueError):
 
 
 def read_image(
-    data: bytes, name: str, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0
+    data: bytes, name: str, size: int, crop: Crop = "center", share: float = 1.0, seed: int = 0
 ) -> np.ndarray:
     """Decode a record's image file to a square uint8 [size, size, 3] (`dalle.images.read.square_image`).
 

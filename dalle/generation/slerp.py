@@ -56,7 +56,7 @@ def blend(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     mean = F.normalize((shares * units).sum(0), dim=-1)
     for _ in range(_ROUNDS):
         cosines = (units * mean).sum(-1, keepdim=True).clamp(-1, 1)
-        # The logarithm map: tangents at the mean towards each vector, as long as their angle; then their mean is walked
+        # The logarithm map: tangents at the mean toward each vector, as long as their angle; then their mean is walked
         # along
         across = units - cosines * mean
         tangents = across * cosines.acos() / across.norm(dim=-1, keepdim=True).clamp(min=1e-12)

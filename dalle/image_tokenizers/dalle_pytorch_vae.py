@@ -37,7 +37,7 @@ class DiscreteVAEConfig:
     """Residual blocks at the lowest resolution, in the encoder and in the decoder."""
     hidden: Size = 64
     """Channels of the hidden layers."""
-    normalised: bool = True
+    normalized: bool = True
     """The network works on pixels in [-1, 1] rather than [0, 1]."""
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class DiscreteVAE(ImageTokenizer):
         # A mixture of codebook vectors
         latents = torch.einsum("b k h w, k c -> b c h w", relaxed, self.codebook.weight)
         made = self.decode_latents(latents)
-        scale = 4 if self.config.normalised else 1  # the error in the network's range [-1, 1], twice as wide as [0, 1]
+        scale = 4 if self.config.normalized else 1  # the error in the network's range [-1, 1], twice as wide as [0, 1]
         losses = {"reconstruction": scale * F.mse_loss(made, images.float()), "kl": kl_to_uniform(logits)}
         return Reconstruction(made, relaxed.argmax(1), losses)
 
@@ -98,10 +98,10 @@ class DiscreteVAE(ImageTokenizer):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """See `ImageTokenizer.decode_latents`."""
         x = self.decoder(latents.to(self.last_layer.dtype)).float()
-        return (x + 1) / 2 if self.config.normalised else x  # from [-1, 1], or as it is
+        return (x + 1) / 2 if self.config.normalized else x  # from [-1, 1], or as it is
 
     def _logits(self, images: Tensor) -> Tensor:
-        x = 2 * images - 1 if self.config.normalised else images
+        x = 2 * images - 1 if self.config.normalized else images
         return self.encoder(x.to(self.last_layer.dtype)).float()
 
     def _encode(self, images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dalle.images.transforms import REDUCING_GAP, Box, resize, to_rgb
 
-Crop = Literal["centre", "random", "pad"]
+Crop = Literal["center", "random", "pad"]
 
 MAX_PIXELS = 2**26  # 8192 x 8192; checked in the header, before anything is decoded
 EXTENSIONS = (
@@ -87,7 +87,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _load(image)
 
 
-def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
+def square_image(data: bytes, size: int, crop: Crop = "center", share: float = 1.0, seed: int = 0) -> np.ndarray:
     """Decode an image file to a square RGB image.
 
     The format is detected from the bytes and must be one of those of EXTENSIONS. The EXIF orientation is applied,
@@ -97,7 +97,7 @@ def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1
     Args:
         data: the file's bytes.
         size: side of the result in pixels; smaller images are enlarged.
-        crop: "centre" takes the largest central square; "random" a random square of at least `share` of its area;
+        crop: "center" takes the largest central square; "random" a random square of at least `share` of its area;
             "pad" the whole image, padded with white to a square.
         share: smallest area of a random crop, in (0, 1].
         seed: random seed of the crop.

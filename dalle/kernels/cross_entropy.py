@@ -237,7 +237,7 @@ def _loss_and_grad(
     """Of logits [m, V]: sums of cross-entropy and of log² Z [2], correct predictions, and the gradient of the loss sum.
 
     The gradient replaces the logits; the caller must not keep them, or there are two copies. The mean's 1/M and any
-    loss scale are applied afterwards: in float16, 1/M times a small probability would underflow to 0.
+    loss scale are applied afterward: in float16, 1/M times a small probability would underflow to 0.
     """
     # Before the next line overwrites the logits
     correct = (logits.argmax(-1) == ids).sum() if accuracy else 0

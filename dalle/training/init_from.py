@@ -24,7 +24,7 @@ from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.source import is_model_folder, open_source
 from dalle.checkpoints.tensors import open_tensors
-from dalle.config import apply_overrides, from_dict, read_yaml, to_dict
+from dalle.config import apply_overrides, from_dict, read_yaml, renamed, to_dict
 from dalle.files import ROOT, check_folder
 from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior
@@ -83,7 +83,7 @@ def with_tokenizer_sizes(data: dict[str, Any]) -> dict[str, Any]:
         images = _own_config(data.get("image_tokenizer"), "image_tokenizer")
         if images:
             with torch.device("meta"):  # the grid depends on the architecture: build it without memory
-                built = build(from_dict(ImageTokenizerConfig, images, str(data["image_tokenizer"])))
+                built = build(from_dict(ImageTokenizerConfig, renamed(images), str(data["image_tokenizer"])))
             model.setdefault("image_vocab", built.codebook_size)
             model.setdefault("grid", list(built.grid))
     return data

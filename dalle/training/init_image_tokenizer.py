@@ -31,7 +31,7 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
     old_patch = (folder.config.get("model") or {}).get("patch", 1)
     if old_patch != model.config.patch:
         tensors = {**tensors, **_with_patch(tensors, old_patch, model.config.patch, source)}
-    # Afterwards it is trained, and loading leaves it in evaluation mode
+    # Afterward it is trained, and loading leaves it in evaluation mode
     load_weights(model, tensors, f"init_from: {source}").train()
 
 

@@ -219,7 +219,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, steps_done: int, applied: Tensor | None = None) -> None:
-        """Move the average towards the module's weights.
+        """Move the average toward the module's weights.
 
         The decay is limited to (1 + n) / (10 + n) at step n, so that the random initial weights are forgotten quickly.
 

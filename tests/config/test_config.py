@@ -22,6 +22,7 @@ from dalle.config import (
     from_dict,
     load,
     read_yaml,
+    renamed,
     to_dict,
     type_name,
 )
@@ -424,6 +425,26 @@ def test_type_names_are_words(annotation: Any, words: str) -> None:
 def test_print_error_names_the_program_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_error("train.py", ConfigError("a: wrong\nb: wrong")) == 2
     assert capsys.readouterr().err == "train.py: a: wrong\ntrain.py: b: wrong\n"
+
+
+@config
+class Renamed:
+    steps: int = 1
+    normalized: bool = True
+    crop: Literal["center", "random"] = "center"
+
+
+def test_old_keys_and_values_are_named_in_recipes_and_read_from_what_was_saved() -> None:
+    old = {"updates": 3, "normalised": False, "crop": "centre"}
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Renamed, old, "old.yaml")
+    assert str(caught.value).splitlines() == [
+        "old.yaml: updates: this key is steps now",
+        "old.yaml: normalised: this key is normalized now",
+        "old.yaml: crop: centre is called center now",
+    ]
+    assert from_dict(Renamed, renamed(old), "old") == Renamed(steps=3, normalized=False)
+    assert renamed({"data": {"crop": "centre"}, "crop": 0.5}) == {"data": {"crop": "center"}, "crop": 0.5}
 
 
 @pytest.mark.parametrize(

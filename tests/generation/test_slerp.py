@@ -46,7 +46,7 @@ def test_blend_of_many_minimizes_weighted_squared_angles() -> None:
         blend(axes, [1, -1, 1])
 
 
-def test_text_difference_rotates_towards_the_difference() -> None:
+def test_text_difference_rotates_toward_the_difference() -> None:
     random = torch.Generator().manual_seed(0)
     z, before, after = torch.randn(2, 6, generator=random), *torch.randn(2, 6, generator=random)
     unit = after / after.norm() - before / before.norm()

@@ -40,16 +40,16 @@ def in_order(x: Tensor, state: dict[str, Tensor], part: str) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize(("layers", "blocks"), [(1, 0), (3, 0), (2, 2)])
-def test_encode_and_decode_equal_the_layers_in_order(layers: int, blocks: int, normalised: bool) -> None:
-    model = tiny(layers=layers, blocks=blocks, normalised=normalised).eval()
+def test_encode_and_decode_equal_the_layers_in_order(layers: int, blocks: int, normalized: bool) -> None:
+    model = tiny(layers=layers, blocks=blocks, normalized=normalized).eval()
     images = torch.rand(2, 3, 16, 16)
     state = model.state_dict()
-    codes = in_order((images - 0.5) / 0.5 if normalised else images, state, "encoder").argmax(1)
+    codes = in_order((images - 0.5) / 0.5 if normalized else images, state, "encoder").argmax(1)
     assert torch.equal(model.encode(images), codes) and model.grid == codes.shape[1:] == (16 >> layers,) * 2
     made = in_order(state["codebook.weight"][codes].permute(0, 3, 1, 2), state, "decoder")
-    expected = (made * 0.5 + 0.5 if normalised else made).clamp(0, 1)
+    expected = (made * 0.5 + 0.5 if normalized else made).clamp(0, 1)
     torch.testing.assert_close(model.decode(codes), expected)
 
 
@@ -94,7 +94,7 @@ def test_other_sizes_and_half_precision_work() -> None:
 
 
 def test_config_survives_to_dict() -> None:
-    config = DiscreteVAEConfig(image_size=32, layers=2, blocks=3, normalised=False)
+    config = DiscreteVAEConfig(image_size=32, layers=2, blocks=3, normalized=False)
     assert from_dict(ImageTokenizerConfig, to_dict(config), "a") == config
 
 

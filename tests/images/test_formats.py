@@ -15,7 +15,7 @@ from dalle.images import read
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
-GREY16 = RNG.integers(0, 65536, (8, 8), dtype=np.uint16)
+GRAY16 = RNG.integers(0, 65536, (8, 8), dtype=np.uint16)
 
 
 def saved(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
@@ -91,23 +91,23 @@ def test_transparent_color_becomes_white() -> None:
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_sixteen_bit_gray_is_scaled(kind: str) -> None:
-    expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    assert difference(read_image(saved(Image.fromarray(GREY16), kind), "x", 8), expected) <= 0.5
+    expected = (GRAY16 / 65535 * 255)[..., None].repeat(3, -1)
+    assert difference(read_image(saved(Image.fromarray(GRAY16), kind), "x", 8), expected) <= 0.5
 
 
 def test_sixteen_bit_values_in_32_bits_are_scaled() -> None:
-    expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    assert difference(read_image(b"P5 8 8 65535\n" + GREY16.astype(">u2").tobytes(), "x", 8), expected) <= 0.5
+    expected = (GRAY16 / 65535 * 255)[..., None].repeat(3, -1)
+    assert difference(read_image(b"P5 8 8 65535\n" + GRAY16.astype(">u2").tobytes(), "x", 8), expected) <= 0.5
 
 
 def test_sixteen_bit_transparent_level_becomes_white() -> None:
-    clear = int(GREY16[3, 3])
-    expected = np.where(clear == GREY16, 255, GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    got = read_image(saved(Image.fromarray(GREY16), transparency=clear), "x", 8)
+    clear = int(GRAY16[3, 3])
+    expected = np.where(clear == GRAY16, 255, GRAY16 / 65535 * 255)[..., None].repeat(3, -1)
+    got = read_image(saved(Image.fromarray(GRAY16), transparency=clear), "x", 8)
     assert difference(got, expected) <= 0.5
 
 
-@pytest.mark.parametrize("values", [GREY16.astype(np.int32), GREY16.astype(np.float32)])
+@pytest.mark.parametrize("values", [GRAY16.astype(np.int32), GRAY16.astype(np.float32)])
 def test_images_of_32_bits_per_channel_are_refused(values: np.ndarray) -> None:
     with pytest.raises(BadRecord, match="32 bits per channel"):
         read_image(saved(Image.fromarray(values), "tiff"), "x", 8)

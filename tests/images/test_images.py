@@ -101,11 +101,11 @@ def test_grid_shows_every_image_under_its_label() -> None:
 
 
 def test_rows_of_many_images_are_wrapped() -> None:
-    colours = ["red"] * 8 + ["blue"] * 3
-    row = ("a prompt", [Image.new("RGB", (64, 64), c) for c in colours], [""] * 11)
+    colors = ["red"] * 8 + ["blue"] * 3
+    row = ("a prompt", [Image.new("RGB", (64, 64), c) for c in colors], [""] * 11)
     grid = labeled_grid([row])
     assert grid.width == 8 * (128 + 8) + 8
-    counts = {colour: count for count, colour in grid.getcolors(1 << 24)}
+    counts = {color: count for count, color in grid.getcolors(1 << 24)}
     assert counts[(255, 0, 0)] == 8 * 128 * 128 and counts[(0, 0, 255)] == 3 * 128 * 128
     blue = [x for x in range(grid.width) if any(grid.getpixel((x, y)) == (0, 0, 255) for y in range(0, grid.height, 9))]
     assert (blue[0], blue[-1]) == (8, 3 * (128 + 8) - 1), "the second line begins at the left"

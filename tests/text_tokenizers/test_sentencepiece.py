@@ -181,9 +181,9 @@ def test_dropout_rate_of_a_word_does_not_depend_on_its_neighbors(tokenizer: Sent
         for around in (1, 8, 32):
             draws = 2048 // around
             rows = tokenizer.encode_ragged([" ".join([word] * around)] * draws, dropout=p, seed=list(range(draws)))
-            cut = [spelt for row in rows for spelt in _words(raw, row)]
+            cut = [spelled for row in rows for spelled in _words(raw, row)]
             assert len(cut) == 2048
-            found = sum(spelt != plain[word] for spelt in cut) / len(cut)
+            found = sum(spelled != plain[word] for spelled in cut) / len(cut)
             assert found == pytest.approx(changed, abs=4 * (changed * (1 - changed) / 2048) ** 0.5)
 
 

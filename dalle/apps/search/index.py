@@ -190,7 +190,7 @@ class ImageIndex:
         if distinct is None:
             return found(top)
         count = 2 * top
-        while True:  # how many hits are near-duplicates of others is only known afterwards
+        while True:  # how many hits are near-duplicates of others is only known afterward
             hits = found(count)
             different = self._distinct(hits, distinct)
             if len(different) >= top or len(hits) < count:

@@ -102,8 +102,8 @@ class Batches:
         """The units whose clients still wait, with the codes so far as their init image."""
         left = []
         for unit, codes in zip(units, broken.codes, strict=True):
-            if unit.job.cancelled:
-                self.metrics.add("dalle_cancelled_images_total")
+            if unit.job.canceled:
+                self.metrics.add("dalle_canceled_images_total")
                 self.host.release(unit)
                 continue
             unit.job.resumed[unit.index] = self._resumed(_init_image(unit), codes, broken.settled)
@@ -152,7 +152,7 @@ class Batches:
     def _between_steps(self, units: list[Unit], rows: list[int], codes: Tensor, settled: int, last: int) -> None:
         """Run the worker's short calls, notice who has left, send previews that are due."""
         self.host.between_steps()
-        if any(unit.job.cancelled for unit in units):
+        if any(unit.job.canceled for unit in units):
             raise _Interrupted(codes[rows], settled)
         for unit, row in zip(units, rows, strict=True):
             for number, at in enumerate(unit.job.previews):
@@ -190,7 +190,7 @@ def _one(result: Result, place: int) -> Result:
 
 def notify_job(job: Job, event: Preview | Drawn) -> None:
     """Send an event of a job, unless its client has left."""
-    if not job.cancelled:
+    if not job.canceled:
         notify(job.listener, event)
 
 

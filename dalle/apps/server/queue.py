@@ -29,7 +29,7 @@ class Job:
         listener: receives its events (dalle/apps/server/events.py); called in the worker's thread.
         previews: how many of the first image tokens must be drawn for each preview, in order.
         waiting: candidates that are in no batch yet.
-        cancelled: its client has left.
+        canceled: its client has left.
         resumed: candidate -> the codes that it had when its batch was interrupted, to go on from.
     """
 
@@ -39,7 +39,7 @@ class Job:
     listener: Listener
     previews: tuple[int, ...] = ()
     waiting: deque[int] = field(default_factory=deque)
-    cancelled: bool = False
+    canceled: bool = False
     resumed: dict[int, InitImage] = field(default_factory=dict)
 
     @property

@@ -87,9 +87,9 @@ class RollingBatches:
     def _step(self, rolling: RollingBatch, active: dict[Candidate, _Place]) -> None:
         """One token of each image, and what is due before and after it."""
         self.host.between_steps()
-        for candidate in [one for one, place in active.items() if place.unit.job.cancelled]:
+        for candidate in [one for one, place in active.items() if place.unit.job.canceled]:
             rolling.leave(candidate)
-            self.metrics.add("dalle_cancelled_images_total")
+            self.metrics.add("dalle_canceled_images_total")
             self.host.release(active.pop(candidate).unit)
         self._report_finished(rolling, active)  # of some images everything is given
         if not active:

@@ -33,13 +33,13 @@ class Task:
         work: runs in the worker's thread. It calls its first argument between its steps, which raises if the task is
             canceled, and its second with each progress to report; its result is sent as `Done`.
         listener: receives `Progress`, `Done` or `Failed`.
-        cancelled: its client has left.
+        canceled: its client has left.
     """
 
     client: str
     work: Callable[[Callable[[], None], Callable[[Any], None]], Any]
     listener: Listener
-    cancelled: bool = False
+    canceled: bool = False
 
 
 class _Canceled(Exception):
@@ -111,7 +111,7 @@ class Worker:
     def cancel(self, job: Job) -> None:
         """Cancel a job: its waiting images are dropped, and those of a batch leave it at the next step."""
         with self._changed:
-            job.cancelled = True
+            job.canceled = True
             self.queue.drop(job)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
@@ -156,7 +156,7 @@ class Worker:
                 self._tasks.remove(task)
             elif task is not self.task:
                 return  # it has ended
-            task.cancelled = True
+            task.canceled = True
             self._forget(task)
 
     def drain(self) -> None:
@@ -184,8 +184,8 @@ class Worker:
         metrics.counter("dalle_drawing_seconds_total", "Seconds spent on batches.")
         metrics.gauge("dalle_tasks", "Long tasks waiting or running.", lambda: float(self._clients.total()))
         metrics.counter("dalle_tasks_total", "Long tasks finished.")
-        metrics.counter("dalle_cancelled_tasks_total", "Long tasks canceled.")
-        metrics.counter("dalle_cancelled_images_total", "Images canceled before they were finished.")
+        metrics.counter("dalle_canceled_tasks_total", "Long tasks canceled.")
+        metrics.counter("dalle_canceled_images_total", "Images canceled before they were finished.")
 
     def _queued(self) -> float:
         with self._changed:
@@ -232,7 +232,7 @@ class Worker:
 
     def _run_task(self, task: Task) -> None:
         def step() -> None:
-            if task.cancelled:
+            if task.canceled:
                 raise _Canceled
             self._between_steps()
             self._draw_next()
@@ -242,12 +242,12 @@ class Worker:
             event = Done(task.work(step, lambda value: notify(task.listener, Progress(value))))
             self.metrics.add("dalle_tasks_total")
         except _Canceled:
-            self.metrics.add("dalle_cancelled_tasks_total")
+            self.metrics.add("dalle_canceled_tasks_total")
         except Exception as error:
             event = Failed(error)
         with self._changed:  # before its client is notified, which may send the next one at once
             self.task = None
-            if not task.cancelled:
+            if not task.canceled:
                 self._forget(task)
         if event is not None:
             notify(task.listener, event)

@@ -27,7 +27,7 @@ class Canvas(nn.Module, ABC):
     Attributes:
         values: the parameters that are optimized.
         average: their EMA, from which the finished image is rendered.
-        initial: the values at the beginning, for an L2 loss towards them.
+        initial: the values at the beginning, for an L2 loss toward them.
         lr: the learning rate that suits this parametrization.
     """
 

@@ -91,7 +91,7 @@ class PaintOptions:
     shift_x: Annotated[float, Range(-(10**6), 10**6, hint="pixels")] = 0.0
     """Shift to the right per frame, in pixels."""
     shift_y: Annotated[float, Range(-(10**6), 10**6, hint="pixels")] = 0.0
-    """Shift downwards per frame, in pixels."""
+    """Shift downward per frame, in pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of CLIP."""
 

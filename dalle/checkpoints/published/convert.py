@@ -20,7 +20,7 @@ from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, 
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.checkpoints.published.unclip import PublishedUnCLIP, read_unclip
 from dalle.checkpoints.quantization import Storage
-from dalle.config import from_dict, to_dict
+from dalle.config import from_dict, renamed, to_dict
 from dalle.files import atomic_folder
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer
@@ -101,7 +101,7 @@ def _convert_own_tokenizer(path: Path, out: Path, storage: Storage, given: Mappi
     folder = ModelFolder(path)
     if folder.config.get("stage") != "image_tokenizer":
         raise ValueError(f"image_size: {path} is of stage {folder.config.get('stage')!r}; expected an image tokenizer")
-    config = from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin)
+    config = from_dict(ImageTokenizerConfig, renamed(folder.config["model"]), folder.origin)
     own = Published("image tokenizer", "as stated in its card", config, folder.tensors(), [])
     found = _resized(own, given, path)
     _write(out, "image_tokenizer", found, summary(found), path.name, storage, {}, {})

@@ -53,7 +53,7 @@ def read(options: Any, tensors: Mapping[str, Tensor]) -> Published:
         # Plain convolutions have no `net`
         blocks=sum(f"encoder.{layer}.net.0.weight" in tensors for layer in range(last)),
         hidden=shape(tensors, "encoder.0.0.weight", 4)[0],
-        normalised=normalization is not None,
+        normalized=normalization is not None,
     )
     return Published(FAMILY, LICENSE, config, dict(tensors), [])
 

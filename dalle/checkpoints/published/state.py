@@ -85,7 +85,7 @@ def fuse_qkv(state: dict[str, Tensor | LazyTensor], tensors: Mapping[str, Tensor
 
 
 def derived(tensors: Sequence[Tensor], size: torch.Size, make: Callable[[], Tensor]) -> LazyTensor:
-    """A lazy tensor computed from others, whose memory-mapped pages are released afterwards."""
+    """A lazy tensor computed from others, whose memory-mapped pages are released afterward."""
 
     def make_and_drop_pages() -> Tensor:
         made = make()

@@ -20,7 +20,7 @@ from dalle.checkpoints.published.models import PublishedModel, read_model, trans
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
 from dalle.checkpoints.tensors import stored_tensors
-from dalle.config import from_dict, to_dict
+from dalle.config import from_dict, renamed, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
@@ -186,7 +186,7 @@ def _describe_model_folder(folder: Path) -> str:
         )
     if stage not in _SCHEMAS:
         raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
-    config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))
+    config = from_dict(_SCHEMAS[stage], renamed(content.get("model") or {}), str(folder / "config.yaml"))
     lines = _architecture(config, without_weights(config))
     lines["components"] = ", ".join(content.get("parts") or {}) or "none"
     lines["license"] = "see its README.md" if (folder / "README.md").is_file() else "not stated"

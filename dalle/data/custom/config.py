@@ -38,8 +38,8 @@ class CustomConfig:
     """Largest number of records to validate a stream on; they are kept in memory."""
     shuffle_buffer: PositiveInt = 2000
     """Size of a stream's shuffle buffer, in records."""
-    crop: Crop = "centre"
-    """centre: the largest central square. random: a random square. pad: the whole image, padded with white."""
+    crop: Crop = "center"
+    """center: the largest central square. random: a random square. pad: the whole image, padded with white."""
     crop_share: Annotated[float, Range(0, 1, above=True)] = 0.7
     """Smallest area of a random crop, as a fraction of the largest square's."""
     max_bad: NonNegativeInt = 100

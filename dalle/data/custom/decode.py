@@ -20,7 +20,7 @@ def decode_record(record: Record, config: CustomConfig, image_size: int, seed: i
     content = image_bytes(record)
     if seed is None:
         # Validation compares checkpoints with each other: its images must be the same each time
-        crop: Crop = "centre" if config.crop == "random" else config.crop
+        crop: Crop = "center" if config.crop == "random" else config.crop
         image, caption = read_image(content, record.key, image_size, crop), record.captions[0]
     else:
         crop_seed, caption = sample_caption(record.key, record.captions, seed)

@@ -23,7 +23,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         bias: [C].
         groups: must divide C.
         epsilon: added to the variance.
-        swish: whether to apply SiLU afterwards.
+        swish: whether to apply SiLU afterward.
 
     Returns:
         Shaped like x; None if PyTorch must do it: no compiled code, or another layout, dtype or device.

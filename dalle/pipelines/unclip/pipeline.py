@@ -198,7 +198,7 @@ class UnCLIP(EmbeddingDecoder):
     def edit(
         self, image: Image.Image, before: str, after: str, theta: float = 0.35, frames: int = 1, steps: int = 50
     ) -> list[Image.Image]:
-        """A text diff (section 3.3): rotates z of an image towards the difference of two texts; x_T stays.
+        """A text diff (section 3.3): rotates z of an image toward the difference of two texts; x_T stays.
 
         Args:
             image: the image; its central square is used.

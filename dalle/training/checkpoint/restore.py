@@ -10,7 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from dalle.checkpoints.modules import load_into
-from dalle.config import ConfigError, flat, from_dict, to_dict
+from dalle.config import ConfigError, flat, from_dict, renamed, to_dict
 from dalle.training.checkpoint.checkpoint import Checkpoint, model_weights
 from dalle.training.checkpoint.optimizer_state import load_moments, moments_by_name
 from dalle.training.distributed import sharded_checkpoint
@@ -82,7 +82,7 @@ def _check_kind(saved: Checkpoint, optimizers: dict[str, AcceleratedOptimizer]) 
 def _with_defaults(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
     """Add the defaults of options that did not exist when the checkpoint was written."""
     try:
-        return to_dict(from_dict(type(model), architecture, "checkpoint"))
+        return to_dict(from_dict(type(model), renamed(architecture), "checkpoint"))
     except ConfigError:  # another `kind`: `restore` lists the differences
         return architecture
 

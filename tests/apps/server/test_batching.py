@@ -151,11 +151,11 @@ def test_disconnected_clients_leave_the_batch(
         assert pause.reached.wait(60)
         for one in gone:
             one.close()
-        until(lambda: sum(unit.job.cancelled for unit in served.worker._active) == 2)
+        until(lambda: sum(unit.job.canceled for unit in served.worker._active) == 2)
         pause.go.set()
         assert pixels(staying.result()) == alone(tiny_pipe, body)
         until(lambda: not served.worker.busy)
-        assert "dalle_cancelled_images_total 2" in http.get("/metrics").text
+        assert "dalle_canceled_images_total 2" in http.get("/metrics").text
         assert not served.worker.queue.held
 
 

@@ -154,11 +154,11 @@ def test_disconnecting_ends_the_painting(tiny_model: Path, monkeypatch: pytest.M
                 assert full.status_code == 429 and "1 paintings, variations or blends of yours" in full.text
         task = served.worker.task
         assert task is not None
-        until(lambda: task.cancelled)
+        until(lambda: task.canceled)
         go.set()
         until(lambda: not served.worker.busy)
         assert steps == [0, 1, 2]
-        assert "dalle_cancelled_tasks_total 1" in http.get("/metrics").text
+        assert "dalle_canceled_tasks_total 1" in http.get("/metrics").text
         assert http.post("/v1/paint", json=PAINTING | {"steps": 1}).status_code == 200
 
 

@@ -158,7 +158,7 @@ def test_llamagen_vqgan_equals_its_own_code(tmp_path: Path) -> None:
     torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=2e-4)
 
 
-FULL_WIDTH = {  # codes, channels of a code, l2-normalised; tensors and numbers in the file
+FULL_WIDTH = {  # codes, channels of a code, l2-normalized; tensors and numbers in the file
     "taming f16-1024": (1024, 256, False, 343, 72_141_699),
     "taming f16-16384": (16_384, 256, False, 343, 76_073_859),
     "LlamaGen VQ-16": (16_384, 8, True, 344 - 1, 71_948_939 - 65_536),  # less quantize.codebook_used, which is dropped
@@ -167,8 +167,8 @@ FULL_WIDTH = {  # codes, channels of a code, l2-normalised; tensors and numbers 
 
 @pytest.mark.parametrize("name", FULL_WIDTH)
 def test_vqgans_fit_at_full_width(name: str) -> None:
-    codes, width, normalised, tensors, total = FULL_WIDTH[name]
-    distance: Any = "cosine" if normalised else "euclidean"
+    codes, width, normalized, tensors, total = FULL_WIDTH[name]
+    distance: Any = "cosine" if normalized else "euclidean"
     config = VQGANConfig(
         image_size=256,
         channels=128,
@@ -180,7 +180,7 @@ def test_vqgans_fit_at_full_width(name: str) -> None:
     )
     state = published(config)
     assert len(state) == tensors and sum(value.numel() for value in state.values()) == total
-    assert config_of(state, 256, normalised) == config
+    assert config_of(state, 256, normalized) == config
 
 
 # What is something else: one line

@@ -189,13 +189,13 @@ def test_failing_compiler_is_logged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\nprintf 'no licence \\377' >&2\nexit 1\n")
+    compiler.write_text("#!/bin/sh\nprintf 'no license \\377' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", f"'{compiler}'")
     with caplog.at_level(logging.INFO):
         assert build.library.__wrapped__() is None
     if build.platform.system() == "Linux":
-        assert "no licence" in caplog.text
+        assert "no license" in caplog.text
 
 
 def test_torchs_openmp_is_linked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def clip(source: Path, lines: list[str], count: int) -> dict[str, object]:
 
 
 def learn(module: object, lines: list[str], count: int) -> list[str]:
-    """The most frequent pairs of neighbours, one after the other, as byte-pair encoding is trained."""
+    """The most frequent pairs of neighbors, one after the other, as byte-pair encoding is trained."""
     table = module.bytes_to_unicode()  # type: ignore[attr-defined]
     words = Counter(word for line in lines for word in line.lower().split())
     split = {word: [*(table[b] for b in word.encode()[:-1]), table[word.encode()[-1]] + "</w>"] for word in words}

@@ -109,7 +109,7 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
 
 
 def _draws(model: DALLE, sharding: Sharding) -> None:
-    """The same images, whatever part of the model stays gathered; afterwards all of it is in shares."""
+    """The same images, whatever part of the model stays gathered; afterward all of it is in shares."""
     sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in fsdp_units(model)], []
     for room, count in ((-1, 0), (4 * (sizes[0] + sizes[1]), 2), (4 * sum(sizes), len(sizes))):
         with torch.no_grad(), switches.force_backend(native="off"), keep_unsharded(model, sharding, room) as kept:

@@ -24,7 +24,7 @@ RN50 = (1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12)
 
 
 def images() -> Tensor:
-    """Normalised pictures [2, 3, SIDE, SIDE]."""
+    """Normalized images [2, 3, SIDE, SIDE]."""
     return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 

@@ -23,7 +23,7 @@ END = VOCAB - 1
 
 
 def images() -> Tensor:
-    """Normalised pictures [2, 3, SIDE, SIDE]."""
+    """Normalized images [2, 3, SIDE, SIDE]."""
     return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
