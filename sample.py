@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dalle.cli.startup import explain_startup_errors
@@ -15,10 +15,11 @@ from dalle.cli.startup import explain_startup_errors
 explain_startup_errors("sample.py")  # before anything else is imported
 
 # isort: split
+from dalle.cli.draw_prompts import draw_prompts, progress_bar, progress_meter
 from dalle.cli.errors import report_error
 from dalle.cli.interrupt import exit_code, sigterm_raises
 from dalle.cli.sample import SampleConfig, parse
-from dalle.cli.sample_files import SampleFiles, finished_images, progress_meter
+from dalle.cli.sample_files import SampleFiles, finished_images
 from dalle.cli.sample_from import check_model
 from dalle.cli.sample_many import sample_many
 from dalle.cli.sample_model import load_pipeline
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
 
 _MEMORY_HINT = "give a smaller --batch-size, or --dtype bfloat16 or int8"
-_MAX_CANDIDATES = 32  # about this many are sampled at a time; what is finished is written, or kept at an interrupt
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
@@ -69,8 +69,6 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
 
 def sample(settings: SampleConfig, run: SampleFiles) -> None:
     """Load the model, sample the prompts in groups and write each group's images as soon as it is finished."""
-    from tqdm import tqdm
-
     from dalle.images.read import read_image
     from dalle.pipelines.familiarity import warn_of_unfamiliar_words
     from dalle.pipelines.request import check_request
@@ -89,41 +87,14 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     if not isinstance(pipe, UnCLIP):
         warn_of_unfamiliar_words(pipe.model, pipe.text_tokenizer, settings.prompts)
     options |= {"distinct": settings.distinct, **images}
-    # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
-    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
-    unit = " passes" if isinstance(pipe, UnCLIP) else " codes"
-    with tqdm(unit=unit, desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
+    with progress_bar(" passes" if isinstance(pipe, UnCLIP) else " codes") as bar:
         total = settings.n * len(settings.prompts)
 
         def draw(prompts: list[str], n: int, keep: int | None, seed: int) -> list[Result]:
             meter = progress_meter(run, bar, total / (n * len(prompts)))
             return pipe(prompts, n=n, keep=keep, seed=seed, **options, progress=meter)
 
-        _draw_all(settings, run, draw)
-
-
-def _draw_all(settings: SampleConfig, run: SampleFiles, draw: Callable[..., list[Result]]) -> None:
-    """Several prompts at a time, or the candidates of one prompt in several parts."""
-    prompts, n = settings.prompts, settings.n
-    most = max(_MAX_CANDIDATES, settings.batch_size or 0)
-    size = max(1, most // max(1, n))
-    if n <= most:
-        for first in range(0, len(prompts), size):
-            for result in draw(prompts[first : first + size], n, settings.keep, settings.seed):
-                run.add(result)
-        return
-    for prompt in prompts:
-        found: Result | None = None
-        try:
-            for first in range(0, n, most):
-                # Candidate i has seed + i, however they are split: parts give the same images as one batch
-                (part,) = draw([prompt], min(most, n - first), None, settings.seed + first)
-                found = part if found is None else found.merged([found, part])
-                if settings.keep is not None and settings.keep < len(found.images):
-                    found = found.best(settings.keep, settings.distinct)
-        finally:  # at an interrupt, too
-            if found is not None:
-                run.add(found.best(len(found.images)))
+        draw_prompts(settings, run, draw)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
 from dalle.cli.sample import SampleConfig
 from dalle.cli.sample_from import RECORDED, RECORDED_IF_GIVEN
 from dalle.generation.options import SamplingConfig
-from dalle.generation.progress import Progress
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.images.grid import Row
@@ -126,15 +125,3 @@ def recorded_options(settings: SampleConfig) -> dict[str, Any]:
         if file is not None and file.is_file():
             options[name] = file_record(file)
     return options
-
-
-def progress_meter(run: SampleFiles, bar: Any, calls: float) -> Progress:
-    """Return a progress callback for one of `calls` equal calls that share a bar; also counts decode steps."""
-    before = bar.n
-
-    def progress(done: int, total: int) -> None:
-        bar.total = round(total * calls)
-        bar.update(before + done - bar.n)
-        run.steps += 1
-
-    return progress
