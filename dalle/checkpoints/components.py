@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from dalle.checkpoints.build import build_published, build_published_model
-from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.hub import SHIPPED, resolve
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
-from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.files import weights_hash
 from dalle.checkpoints.published.image_tokenizers import resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
@@ -40,7 +40,7 @@ class Components:
 
 
 def load_components(
-    source: str | Path,
+    source: _Source,
     device: torch.device,
     dtype: torch.dtype | None = None,
     *,
@@ -54,10 +54,11 @@ def load_components(
     """Load a model with its components.
 
     Args:
-        source: local file or folder, or hub id; a model folder of ours or published files.
+        source: local file or folder, or hub id; a model folder of ours or published files. None is the model that
+            ships with the repository.
         device: where to put all modules.
-        dtype: dtype of the transformer and of a text encoder; None is float32. torch.int8 is for the transformer alone.
-            The image tokenizer and CLIP stay in float32.
+        dtype: dtype of the transformer and of a text encoder; None is float32. torch.int8 is for the transformer
+            alone, on a CPU. The image tokenizer and CLIP stay in float32.
         family: family of published files, see `load_model`.
         image_tokenizer: replaces the model's own.
         text_tokenizer: replaces the model's own.
@@ -66,8 +67,14 @@ def load_components(
         given: what published files do not record, see `load_model`.
 
     Raises:
-        ValueError: the source does not exist, components do not match, or one is missing and has to be given.
+        ValueError: the source does not exist, components do not match, one is missing and has to be given, or the
+            device does not compute in the dtype.
     """
+    if source is None and not (SHIPPED / WEIGHTS).is_file():
+        raise ValueError(f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model")
+    if dtype == torch.int8 and device.type != "cpu":
+        raise ValueError(f"int8 is for sampling on a CPU, the device is {device}: give bfloat16, or device cpu")
+    source = SHIPPED if source is None else source
     path = open_source(source, family)
     if isinstance(path, ModelFolder):
         return _from_model_folder(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip, given or {})

@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.components import load_components
-from dalle.checkpoints.hub import SHIPPED
 from dalle.device import pick_device
 from dalle.generation.generate import Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig, split_options
@@ -141,16 +139,9 @@ class TextToImage:
         Raises:
             ValueError: nothing is found, something does not fit together, or there is no such device.
         """
-        if source is None and not (SHIPPED / model_folder.WEIGHTS).is_file():
-            raise ValueError(
-                f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
-            )
-        device = pick_device(device)
-        if dtype == torch.int8 and device.type != "cpu":
-            raise ValueError(f"int8 is for sampling on a CPU, the device is {device}: give bfloat16, or device cpu")
         parts = load_components(
-            SHIPPED if source is None else source,
-            device,
+            source,
+            pick_device(device),
             dtype,
             family=family,
             image_tokenizer=image_tokenizer,

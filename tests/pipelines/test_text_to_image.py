@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle.checkpoints import components
 from dalle.checkpoints.model_folder import write_config
 from dalle.config import read_yaml
 from dalle.device import pick_device
 from dalle.generation.rerank import score
 from dalle.images.transforms import inpaint_pixels, square_tensor
-from dalle.pipelines import text_to_image
 from dalle.pipelines.init_image import whole_rows
 from dalle.pipelines.prompts import encode_prompts
 from dalle.pipelines.result import Result
@@ -235,10 +235,10 @@ def test_progress_reaches_the_end(tiny_pipe: TextToImage) -> None:
 def test_from_pretrained_defaults_to_the_shipped_model(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_to_image, "SHIPPED", tmp_path / "absent")
+    monkeypatch.setattr(components, "SHIPPED", tmp_path / "absent")
     with pytest.raises(ValueError, match="give the folder of a model"):
         TextToImage.from_pretrained()
-    monkeypatch.setattr(text_to_image, "SHIPPED", tiny_model)
+    monkeypatch.setattr(components, "SHIPPED", tiny_model)
     half = TextToImage.from_pretrained(device="cpu", dtype=torch.bfloat16)
     assert half.model.image_head.weight.dtype == torch.bfloat16
     assert half.image_tokenizer.last_layer.dtype == torch.float32
