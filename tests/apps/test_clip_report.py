@@ -79,6 +79,10 @@ def pixels(file: Path) -> torch.Tensor:
 def test_probe_is_tested_on_other_images(source: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(["eval", "probe", str(source), str(photos), "--test", str(photos)], capsys)["probe"]
     assert found["top_1"] == found["mean_per_class"] == 1 and found["train_images"] == found["images"] == 20
+
+
+@pytest.mark.slow
+def test_probe_is_tested_on_another_split(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     emoji = evaluated(
         ["eval", "probe", str(source), "emoji", "--split", "test_block", "--test-split", "validation"], capsys
     )

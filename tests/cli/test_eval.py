@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,15 @@ from dalle.__main__ import main
 from dalle.data import ShapesConfig
 from dalle.evaluation.run import evaluate
 
+ROOT = Path(__file__).parents[2]
 SHAPES = ["kind=shapes", "size=64"]
 
 
 @pytest.mark.parametrize("name", ["image_tokenizer", "clip", "model"])
-def test_eval_prints_what_evaluate_gives(tiny_parts: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_prints_what_evaluate_gives(
+    tiny_parts: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dalle.evaluation.run.feature_network", lambda device: None)  # a second each time
     expected = evaluate(tiny_parts / name, ShapesConfig(size=64), limit=5)
     options = [str(tiny_parts / name), *SHAPES, "--limit", "5", "--batch-size", "2", "--device", "cpu"]
     assert main(["eval", *options, "--json"]) == 0
@@ -168,7 +173,7 @@ WRONG = {
     "no index": (["search", "./nowhere", "a"], "no index: make one with"),
     "no query": (["search", "INDEX"], "no query: give a text, an image, or both"),
     "captions of nothing": (["search", "INDEX", "--captions"], "--captions takes one --image"),
-    "a filter that is none": (["search", "INDEX", "a", "--where", "colour=red"], "filter 'colour=red'"),
+    "a filter that is none": (["search", "INDEX", "a", "--where", "hue=red"], "filter 'hue=red'"),
     "html and json": (["search", "INDEX", "a", "--html", "x", "--json"], "not allowed with"),
     "another CLIP": (["search", "INDEX", "a", "--clip", "models/emoji/clip"], "was made with another CLIP"),
     "nothing to index": (["index", "--out", "OUT"], "say which images are to be indexed"),
@@ -210,9 +215,20 @@ def make_broken(source: Path, target: Path) -> Path:
     return target
 
 
-def test_closed_pipe_is_no_error(tiny_parts: Path) -> None:
+def test_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of `| head -1`, which ends while a command still prints."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert main(["plan", str(ROOT / "configs/paper/dalle-12b.yaml")]) == 141
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_closed_pipe_is_no_error_of_a_process() -> None:
     command = [sys.executable, "-m", "dalle", "plan", "configs/paper/dalle-12b.yaml"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 141

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import train
+from dalle.__main__ import main
 from dalle.cli.streams import utf8_argument
 
 ROOT = Path(__file__).parents[2]
@@ -35,23 +38,30 @@ def test_closed_streams_are_no_error(closed: str, out: str) -> None:
     assert (result.returncode, result.stdout.decode()) == (0, out)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["-m", "dalle", "inspect"],
-        ["train.py"],
-        # The same code as the first two, and seconds of imports again
-        pytest.param(["-m", "dalle", "sample", "--model"], marks=pytest.mark.slow),
-        pytest.param(["-m", "dalle", "train"], marks=pytest.mark.slow),
-    ],
-    ids=" ".join,
-)
-def test_errors_of_every_entry_point_are_escaped_and_one_line(command: list[str], tmp_path: Path) -> None:
+COMMANDS = [["-m", "dalle", "inspect"], ["train.py"], ["-m", "dalle", "sample", "a dog", "--model"]]
+COMMANDS += [["-m", "dalle", "train"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_errors_of_every_entry_point_are_escaped_and_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A path that the terminal cannot show is escaped in the error line, which is one line all the same."""
-    missing = str(tmp_path / "\u0444.yaml")
-    extra = ["a dog"] if "sample" in command else []
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        words = [*command, str(tmp_path / "\u0444.yaml")]
+        assert (train.main(words[1:]) if words[0] == "train.py" else main(words[2:])) == 2
+        terminal.flush()
+        told = written.getvalue()
+    assert b"\\u0444.yaml" in told and told.count(b"\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_errors_of_every_process_are_escaped_and_one_line(command: list[str], tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, *command, missing, *extra],
+        [sys.executable, *command, str(tmp_path / "\u0444.yaml")],
         capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=120, check=False,
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
@@ -73,8 +83,10 @@ def test_prompts_are_utf_8_whatever_the_locale() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "train.py emoji/dalle --print-config",
+        "sample.py dog --print-config",
         "sample.py --help",
+        # The same code, and seconds of imports
+        pytest.param("train.py emoji/dalle --print-config", marks=pytest.mark.slow),
         pytest.param("train.py emoji/dalle --help", marks=pytest.mark.slow),
     ],
 )

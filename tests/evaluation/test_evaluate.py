@@ -32,6 +32,12 @@ def pairs() -> list[Pair]:
     return [held_out.pair(index, 0) for index in range(len(held_out))]
 
 
+@pytest.fixture
+def no_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the network of the Fréchet distance, which takes longer than all else; it has a test of its own."""
+    monkeypatch.setattr("dalle.evaluation.run.feature_network", lambda device: None)
+
+
 def tensor(pair: Pair) -> torch.Tensor:
     """The image of a pair, [1, 3, H, W] in [0, 1]."""
     return torch.tensor(pair.image / 255, dtype=torch.float32).permute(2, 0, 1)[None]
@@ -59,6 +65,7 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+@pytest.mark.usefixtures("no_features")
 def test_image_tokenizer_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     counts: Counter[int] = Counter()
@@ -85,6 +92,7 @@ def test_image_tokenizer_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_features")
 def test_image_tokenizer_locality_equals_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     """Cell by cell, with images that numpy moves."""
     tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
@@ -211,6 +219,7 @@ def _nats_at(rows: np.ndarray, targets: np.ndarray, temperature: float) -> float
     return float((log_z - scaled[np.arange(len(targets)), targets]).mean())
 
 
+@pytest.mark.usefixtures("no_features")
 def test_published_weights_are_evaluated_without_conversion(tmp_path: Path) -> None:
     """A VQGAN of taming-transformers, and minDALL-E with its own parts: small ones of the same layout."""
     data = ShapesConfig(size=24)

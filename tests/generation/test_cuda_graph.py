@@ -68,8 +68,8 @@ def test_cuda_graph_tokens_of_published_models_equal_eager(
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (KINDS[4], {}),
-        (KINDS[4], {"temperature": 0}),
+        pytest.param(KINDS[4], {}, marks=pytest.mark.slow),
+        pytest.param(KINDS[4], {"temperature": 0}, marks=pytest.mark.slow),
         (KINDS[5], {"guidance": 2.0, "top_k": 5, "top_p": 0.9}),
     ],
 )

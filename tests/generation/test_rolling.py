@@ -86,7 +86,7 @@ def rolled(batch: RollingBatch, waiting: list[Candidate]) -> tuple[dict[Candidat
 def test_candidates_get_the_codes_that_they_get_alone(name: str, native: str) -> None:
     model = model_of(name)
     torch.manual_seed(0)
-    every = candidates(model, 24)
+    every = candidates(model, 14)
     with force_backend(native=native):
         batch = RollingBatch(model, 5)
         found, gone, positions = rolled(batch, list(every))
@@ -103,7 +103,7 @@ def test_more_rows_than_one_fused_step_takes_get_the_same_codes() -> None:
     """Weights are packed then, and the blocks run one by one."""
     model = model_of("sparse")
     torch.manual_seed(0)
-    every = candidates(model, 40)
+    every = candidates(model, 32)
     batch = RollingBatch(model, 24)
     batch.join(every[:10])
     waiting, most = every[10:], 0
@@ -117,7 +117,7 @@ def test_more_rows_than_one_fused_step_takes_get_the_same_codes() -> None:
         del waiting[:room]
         found |= batch.finished()
     batch.close()
-    assert most > 16 and len(found) == 40
+    assert most > 16 and len(found) == 32
     for one, codes in found.items():
         assert torch.equal(codes, alone(model, one))
 

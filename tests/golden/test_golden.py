@@ -109,8 +109,9 @@ def test_help_texts_are_unchanged(capsys: pytest.CaptureFixture[str], monkeypatc
         golden_text(f"help/dalle-{name.replace('_', '-')}.txt", _help(main, [*words, "--help"], capsys))
 
 
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize("seed", [7, 8])
+@pytest.mark.parametrize(
+    "seed, fast", [(7, True), (7, False), (8, True), pytest.param(8, False, marks=pytest.mark.slow)]
+)
 def test_samples_of_the_shipped_model_are_unchanged(
     seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

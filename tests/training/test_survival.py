@@ -30,7 +30,7 @@ from dalle.training import state
 from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
-from dalle.training.run.run_dir import lock_run_dir
+from dalle.training.run.run_dir import LOCK, lock_run_dir
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from support.tiny_model import VQGAN_MODEL
 
@@ -81,7 +81,7 @@ def newest(run: Path) -> dict[str, torch.Tensor]:
     return load_file(folders(run)[-1] / "weights.safetensors")
 
 
-@pytest.mark.parametrize("gone", ["state.pt", "average.safetensors"])
+@pytest.mark.parametrize("gone", ["state.pt", pytest.param("average.safetensors", marks=pytest.mark.slow)])
 def test_resume_skips_damaged_checkpoints_and_renames_them(
     gone: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,7 +102,13 @@ def test_resume_skips_damaged_checkpoints_and_renames_them(
         assert torch.equal(value, newest(run)[name]), name
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("weights.safetensors", "SHA256SUMS"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("average.safetensors", "state.pt")),
+    ],
+)
 def test_flipped_byte_is_detected(file: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run / "checkpoints" / "step-00000006"
     flip(folder / file, 0.6)
@@ -238,10 +244,11 @@ def test_interrupted_folder_replacement_is_completed(tmp_path: Path) -> None:
 
 
 def test_two_runs_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import lock_run_dir; "
-    hold += "lock = lock_run_dir(Path('run')); print('held', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    # As `lock_run_dir` does, in a process that need not import torch for it
+    hold = "import sys; from pathlib import Path; from dalle.files import FileLock; "
+    hold += f"lock = FileLock(Path('run') / '{LOCK}'); print('held', flush=True); sys.stdin.read()"
+    command, found = [sys.executable, "-c", hold], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=found) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert train.main(["vqgan.yaml", "resume=true"]) == 2
         assert f"process {holder.pid} on " in (error := capfd.readouterr().err) and "is training in run" in error

@@ -36,7 +36,10 @@ def images(seed: int, rows: int = ROWS, columns: int = ROWS + 1) -> Tensor:
     return (0.8 * large + 0.2 * torch.rand(large.shape, generator=generator)).contiguous()
 
 
-@pytest.mark.parametrize("levels", [(8, 8, 8, 5, 5, 5), (5, 4, 3)], ids=["64,000", "60"])
+@pytest.mark.parametrize(
+    "levels",
+    [pytest.param((8, 8, 8, 5, 5, 5), id="64,000"), pytest.param((5, 4, 3), id="60", marks=pytest.mark.slow)],
+)
 def test_codes_and_images_are_those_of_the_video_model(levels: tuple[int, ...], tmp_path: Path) -> None:
     encoder, decoder = cosmos.parts(levels)
     folder = cosmos.write((encoder, decoder), tmp_path / "DV8x16x16")
@@ -118,8 +121,11 @@ def test_it_trains() -> None:
 
 @pytest.mark.parametrize(
     "steps, wrong",
-    [((1, 1), "encoder"), ((1, 0), "encoder"), ((1, 1), "decoder")],
-    ids=["DV8x8x8", "DV4x8x8", "another decoder"],
+    [
+        pytest.param((1, 1), "encoder", id="DV8x8x8"),
+        pytest.param((1, 0), "encoder", id="DV4x8x8", marks=pytest.mark.slow),
+        pytest.param((1, 1), "decoder", id="another decoder"),
+    ],
 )
 def test_tokenizers_of_other_steps_are_told_by_their_programs(
     steps: tuple[int, int], wrong: str, tmp_path: Path

@@ -289,7 +289,7 @@ def test_damaged_files_give_a_one_line_error(case: str, tmp_path: Path, monkeypa
     for module in ("models", "mindalle"):
         monkeypatch.setattr(f"dalle.checkpoints.published.{module}.read_pickled", lambda file: held["tree"])
     monkeypatch.setattr("dalle.checkpoints.published.models.vqgan.read", lambda *_: None)
-    for _ in range(60):
+    for _ in range(25):
         state = damaged(whole, chance)
         given: dict[str, Any] = {"heads": 2}
         held["tree"] = {"state_dict": state}
@@ -305,4 +305,4 @@ def test_damaged_files_give_a_one_line_error(case: str, tmp_path: Path, monkeypa
             found.check(DALLE(found.config), str(source))
         except ValueError as error:
             refusals.append(str(error))
-    assert len(refusals) > 20 and all("\n" not in told and str(source) in told for told in refusals)
+    assert len(refusals) > 8 and all("\n" not in told and str(source) in told for told in refusals)

@@ -92,8 +92,15 @@ def test_resumed_batches_equal_uninterrupted(layout: Layout, stream: bool, tmp_p
         assert again.captions == whole[start].captions and again.images.equal(whole[start].images)
 
 
-@KINDS
-@STREAM
+@pytest.mark.parametrize(
+    "layout, stream",
+    [
+        *((with_tars, False), (with_parquet, True)),
+        # Workers are started for each, and other layouts are read by the same loader
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((with_texts, False), (with_parquet, False))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((with_texts, True), (with_tars, True))),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_order_does_not_depend_on_processes_or_workers(layout: Layout, stream: bool, tmp_path: Path) -> None:
     data = open_training(CustomConfig(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)

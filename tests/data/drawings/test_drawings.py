@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -29,11 +30,20 @@ from dalle.data.drawings.captions import (
 from dalle.data.drawings.composition import blends_in, clamp_inside, paint, place_alone, scene_boxes
 from dalle.data.drawings.render import Raster, Vector
 from dalle.data.drawings.sets import DRAWINGS as ROOT
+from dalle.data.drawings.sets import read_set
 
 SIDE = 64
 FEW = ("twemoji", "fluent-mono", "solid", "cartoon")
 DEVANAGARI = re.compile(r"[\u0900-\u097f]")
 FLUENT = ("fluent-3d", "fluent-flat", "fluent-mono")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sets_read_once() -> Iterator[None]:
+    """More of them than a training needs at a time, and reading the icons takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dalle.data.drawings.dataset.read_set", cache(read_set))
+        yield
 
 
 @cache
@@ -254,7 +264,7 @@ def test_scene_boxes_are_disjoint_and_follow_the_relation(relation: str, side: i
 
 def test_scenes_show_the_objects_where_the_caption_says() -> None:
     pairs = DrawingsDataset(
-        DrawingsConfig(styles=("twemoji",), scenes=1, backgrounds=0, languages=("en",)), "train", SIDE
+        DrawingsConfig(sets=("emoji",), styles=("twemoji",), scenes=1, backgrounds=0, languages=("en",)), "train", SIDE
     )
     seen: Counter = Counter()
     for made in compositions(pairs, 60):
@@ -321,7 +331,7 @@ def test_placing_an_object_only_shifts_its_pixels() -> None:
 
 
 def test_scaled_objects_cover_the_expected_area() -> None:
-    pairs = opened(styles=("fluent-mono",), scale=0.5, scenes=0.0, inks=0.0)
+    pairs = opened(sets=("emoji",), styles=("fluent-mono",), scale=0.5, scenes=0.0, inks=0.0)
     covered = [
         c.layer[..., 3].sum() / max(pairs.drawings[c.sources[0]].art.render(SIDE)[..., 3].sum(), 1)
         for c in compositions(pairs, 60)
@@ -337,7 +347,9 @@ def test_mirrored_concepts_are_renamed(name: str, expected: str | None) -> None:
 
 
 def test_flips_mirror_pixels() -> None:
-    plain, flipped = (opened(styles=("cartoon",), scale=1.0, shift=0.0, scenes=0.0, flips=f) for f in (0.0, 1.0))
+    plain, flipped = (
+        opened(sets=("icons",), styles=("cartoon",), scale=1.0, shift=0.0, scenes=0.0, flips=f) for f in (0.0, 1.0)
+    )
     mirrors = 0
     for index in range(60):
         a, b = plain.compose(index, 5), flipped.compose(index, 5)
@@ -372,7 +384,7 @@ def test_style_is_left_out_of_some_captions() -> None:
 
 @pytest.mark.parametrize("share, every", [(0.0, False), (1.0, True)])
 def test_options_of_0_and_1_are_exact(share: float, every: bool) -> None:
-    pairs = opened(styles=("twemoji",), scenes=share, backgrounds=share, languages=("en",))
+    pairs = opened(sets=("emoji",), styles=("twemoji",), scenes=share, backgrounds=share, languages=("en",))
     for made in compositions(pairs, 60):
         assert (made.relation is not None) is every and (made.background is not None) is every
 

@@ -53,8 +53,7 @@ class Clock:
     stops: tuple[int, ...] = ()
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def start_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Validations give what `PSNR` says of the step."""
     state, seed_noise, real = Clock(), run_state.seed_noise, ImageTokenizerTask.validate
 
@@ -70,6 +69,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(run_state, "seed_noise", begin)
     monkeypatch.setattr(ImageTokenizerTask, "validate", validate)
     return state
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return start_clock(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run, to be read only."""
+    folder = tmp_path_factory.mktemp("best") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        start_clock(patch)
+        assert run(folder) == 0
+    return folder
 
 
 def run(folder: Path, *options: str) -> int:
@@ -93,35 +107,33 @@ def validated(folder: Path) -> list[tuple[int, dict[str, float]]]:
     return [(line.pop("step"), line) for line in lines if "validation/psnr" in line]
 
 
-def test_best_checkpoint_is_kept_and_exported(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path / "a") == 0
-    assert names(tmp_path / "a") == ["step-00000010", "step-00000016"]
-    assert is_exported(tmp_path / "a", 10) and not is_exported(tmp_path / "a", 16)
-    assert "(the best, psnr 13 at step 10; the newest: " in capsys.readouterr().out
+def test_best_checkpoint_is_kept_and_exported(whole: Path) -> None:
+    assert names(whole) == ["step-00000010", "step-00000016"]
+    assert is_exported(whole, 10) and not is_exported(whole, 16)
 
 
 @pytest.mark.parametrize(
     "stops", [(7, 11, 13), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((4,), (5, 10)))]
 )
-def test_interrupted_run_equals_uninterrupted(stops: tuple[int, ...], clock: Clock, tmp_path: Path) -> None:
-    options = ("run.stop_after=3",)
-    assert run(tmp_path / "whole", *options) == 0
+def test_interrupted_run_equals_uninterrupted(
+    stops: tuple[int, ...], clock: Clock, whole: Path, tmp_path: Path
+) -> None:
+    options = ("run.stop_after=3",)  # which is at the last step, where the run ends anyway
     clock.stops = stops
     for number, _ in enumerate(stops):
         assert run(tmp_path / "parts", *options, f"resume={str(number > 0).lower()}") == 128 + signal.SIGTERM
         clock.stops = clock.stops[1:]
     assert run(tmp_path / "parts", *options, "resume=true") == 0
-    assert validated(tmp_path / "parts") == validated(tmp_path / "whole")
-    assert names(tmp_path / "parts") == names(tmp_path / "whole") == ["step-00000010", "step-00000016"]
+    assert validated(tmp_path / "parts") == validated(whole)
+    assert names(tmp_path / "parts") == names(whole) == ["step-00000010", "step-00000016"]
     assert is_exported(tmp_path / "parts", 10)
     for file in ("model/model.safetensors", "checkpoints/step-00000016/weights.safetensors"):
-        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert (tmp_path / "parts" / file).read_bytes() == (whole / file).read_bytes()
 
 
 def test_best_weights_after_a_kill_between_validation_and_checkpoint(
-    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / "whole") == 0
     save = checkpoint.save
 
     def killed(folder: Path, now: checkpoint.Checkpoint, *rest: Any) -> Path:
@@ -134,8 +146,9 @@ def test_best_weights_after_a_kill_between_validation_and_checkpoint(
         assert run(tmp_path / "parts") == 130
     assert [step for step, _ in validated(tmp_path / "parts")] == [2, 4, 6, 8, 10]
     assert run(tmp_path / "parts", "resume=true") == 0
-    assert validated(tmp_path / "parts") == validated(tmp_path / "whole")
-    assert names(tmp_path / "parts") == names(tmp_path / "whole") and is_exported(tmp_path / "parts", 10)
+    assert "(the best, psnr 13 at step 10; the newest: " in capsys.readouterr().out
+    assert validated(tmp_path / "parts") == validated(whole)
+    assert names(tmp_path / "parts") == names(whole) and is_exported(tmp_path / "parts", 10)
 
 
 def test_early_stopping_resumes_with_more_patience(

@@ -24,7 +24,10 @@ from support.tiny_configs import clip_config
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = Cluster(devices=1, memory=80e9, spare=0.1, peak=312e12, utilization=0.4)
-STAGES = ("prior", "prior_ar", "decoder", "upsampler")
+# The other stages have the same parts
+MORE = [("prior_ar", False), ("upsampler", False), ("prior", True), ("prior_ar", True), ("upsampler", True)]
+CASES = [("prior", False), ("decoder", False), ("decoder", True)]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in MORE]
 
 
 def recipe(stage: str, **model: Any) -> UnCLIPRecipe:
@@ -40,8 +43,7 @@ def network(own: UnCLIPRecipe, checkpointing: bool) -> nn.Module:
     return dry_run._network(own, checkpointing).train()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage, checkpointing", CASES)
 def test_memory_equals_the_peak_of_a_real_step(stage: str, checkpointing: bool, tmp_path: Path) -> None:
     own = recipe(stage)
     with switches.force_backend(native="off"):
@@ -62,7 +64,7 @@ def test_memory_equals_the_peak_of_a_real_step(stage: str, checkpointing: bool, 
     assert found.peak <= twice.peak <= found.peak + found.parameters * 4  # with the gradients of the first
 
 
-@pytest.mark.parametrize("stage", ["decoder", "upsampler", "prior"])
+@pytest.mark.parametrize("stage", ["decoder", "prior", pytest.param("upsampler", marks=pytest.mark.slow)])
 def test_operations_equal_those_of_all_products(stage: str) -> None:
     """Hooks count convolutions and linear maps, and the attention between tokens is added."""
     own, counted = recipe(stage), 0

@@ -68,9 +68,12 @@ CASES = {
     "decoder of a whole": ("whole", "diffusion", {}),
     "upsampler of a whole": ("whole", "diffusion", {"crop": 0.5, "model": {"kind": "upsampler"}}),
 }
+FAST = ("prior", "decoder", "upsampler of a whole")  # each kind of part, and both kinds of source
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_training_goes_on_from_the_part(name: str, folders: dict[str, Path], clip: str, tmp_path: Path) -> None:
     """All that is trained moves, statistics stay, and architecture, CLIP and sampling options are those of the part."""
     source, stage, changes = CASES[name]
