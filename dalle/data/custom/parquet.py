@@ -29,7 +29,9 @@ class TableSource(Source):
         load: loads the table with `datasets`; its argument says whether to stream.
         where: name of the source in error messages.
         files: the local Parquet files; empty for other sources.
-        image, caption, key: column names; None tries the usual ones.
+        image: name of the column with images; None tries the usual ones.
+        caption: name of the column with captions; None tries the usual ones.
+        key: name of the column with record names; None: file and row.
         captioned: whether a caption column is required.
 
     Raises:
