@@ -261,7 +261,7 @@ def test_wrong_inputs_give_a_one_line_error(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("lock", ["image:1", "text:1,image", "image:2,text:2"])
+@pytest.mark.parametrize("lock", [pytest.param("image:1", marks=pytest.mark.slow), "text:1,image", "image:2,text:2"])
 def test_locked_blocks_of_a_tower_are_unchanged(lock: str, source: Path, tmp_path: Path) -> None:
     file = recipe(tmp_path, source)
     assert train.main([file, f"lock={lock!r}", "optim.weight_decay=0.1"]) == 0
@@ -293,7 +293,7 @@ def test_frozen_blocks_keep_no_activations(source: Path) -> None:
     assert [output.requires_grad for output in inputs] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("lock", [None, "image", "text:1"])
+@pytest.mark.parametrize("lock", [None, pytest.param("image", marks=pytest.mark.slow), "text:1"])
 def test_lora_changes_the_towers_target_layers_only(lock: str | None, source: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     file = recipe(tmp_path, source, lora={"rank": 2, "alpha": 4, "targets": ["qkv", "down"]}, lock=lock)

@@ -84,10 +84,10 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("pieces", [2, 16])
 def test_chunked_gradients_equal_the_batchs(words: Path, pieces: int) -> None:
-    """16 x 64 and 2 x 512 are 1 x 1,024, each image changed at random and merges dropped."""
-    batch = batch_of(1024)
-    loss, wanted, _ = gradients(recipe(words, 1024, 1), batch)
-    again, found, _ = gradients(recipe(words, 1024, pieces), batch)
+    """16 x 16 and 2 x 128 are 1 x 256, each image changed at random and merges dropped."""
+    batch = batch_of(256)
+    loss, wanted, _ = gradients(recipe(words, 256, 1), batch)
+    again, found, _ = gradients(recipe(words, 256, pieces), batch)
     assert max(float(value.abs().max()) for value in wanted.values()) > 1e-2
     assert float(again) == pytest.approx(float(loss), abs=1e-6)
     same(found, wanted)
@@ -115,17 +115,17 @@ class Masks:
 
 
 def test_second_pass_repeats_the_first_passes_dropout(words: Path) -> None:
-    """The masks of 16 pieces, put together call by call, in one pass over 1,024 pairs: the same gradients."""
-    batch, pieces = batch_of(1024), 16
+    """The masks of 16 pieces, put together call by call, in one pass over 256 pairs: the same gradients."""
+    batch, pieces = batch_of(256), 16
     drawn = Masks()
     with drawn.told(drawn.draw):
-        loss, found, _ = gradients(recipe(words, 1024, pieces, dropout=0.2), batch)
+        loss, found, _ = gradients(recipe(words, 256, pieces, dropout=0.2), batch)
     passes = len(drawn.kept) // (2 * pieces)
     first, second = drawn.kept[: passes * pieces], drawn.kept[passes * pieces :]
     assert passes == 8 and all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     whole = iter([torch.cat(first[call::passes]) for call in range(passes)])
     with drawn.told(lambda x, share: x * next(whole) / (1 - share)):
-        wanted_loss, wanted, _ = gradients(recipe(words, 1024, 1, dropout=0.2), batch)
+        wanted_loss, wanted, _ = gradients(recipe(words, 256, 1, dropout=0.2), batch)
     assert float(loss) == pytest.approx(float(wanted_loss), abs=1e-6)
     same(found, wanted)
 

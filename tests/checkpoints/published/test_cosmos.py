@@ -128,14 +128,15 @@ def test_it_trains() -> None:
     ],
 )
 def test_tokenizers_of_other_steps_are_told_by_their_programs(
-    steps: tuple[int, int], wrong: str, tmp_path: Path
+    steps: tuple[int, int], wrong: str, archives: Path, tmp_path: Path
 ) -> None:
     own, other = cosmos.parts((5, 4, 3)), cosmos.parts((5, 4, 3), steps=steps)
     for one, two in zip(own, other, strict=True):
         assert {name: value.shape for name, value in one.state_dict().items()} == {
             name: value.shape for name, value in two.state_dict().items()
         }
-    folder = cosmos.write(other if wrong == "encoder" else (own[0], other[1]), tmp_path / "unnamed", cells=1)
+    folder = shutil.copytree(archives, tmp_path / "unnamed")
+    cosmos.write(other, folder, cells=1, names=(wrong,))
     message = f"{wrong}.jit makes codes of 8x8 pixels: it is another Cosmos tokenizer, such as DV8x8x8 or DV4x8x8"
     with pytest.raises(ValueError, match=message) as caught:
         dalle.load_image_tokenizer(folder)

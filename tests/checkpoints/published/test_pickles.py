@@ -58,7 +58,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_torch_save_files_are_read(zipped: bool, tree: Any, tmp_path: Path) -> None:
     torch.save(tree, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)

@@ -113,7 +113,8 @@ def test_images_have_scores_and_seeds(pipe: UnCLIP) -> None:
 @pytest.mark.parametrize("prior", ["prior", "prior-ar"])
 def test_candidates_do_not_depend_on_the_batch(folder: Path, parts: dict[str, Path], prior: str) -> None:
     pipe = UnCLIP.from_pretrained(folder, prior=parts[prior], device="cpu")
-    for options in ({}, {"sampler": "ddpm"}, {"eta": 0.7}):
+    several: tuple[dict[str, Any], ...] = ({}, {"sampler": "ddpm"}, {"eta": 0.7})  # of the decoder, whatever the prior
+    for options in several if prior == "prior" else several[:1]:
         together = pipe("a red heart", n=3, seed=5, **options)[0]
         for image, seed in zip(together.images, together.seeds):
             alone = pipe("a red heart", seed=seed, **options)[0].images[0]

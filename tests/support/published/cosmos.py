@@ -268,11 +268,18 @@ def parts(
     return made
 
 
-def write(both: tuple[nn.Sequential, nn.Sequential], folder: Path, cells: int = 4) -> Path:
-    """The archives as torch.jit.trace and torch.jit.save make them."""
-    folder.mkdir(parents=True)
+def write(
+    both: tuple[nn.Sequential, nn.Sequential],
+    folder: Path,
+    cells: int = 4,
+    names: tuple[str, ...] = ("encoder", "decoder"),
+) -> Path:
+    """The archives, or one of them, as torch.jit.trace and torch.jit.save make them."""
+    folder.mkdir(parents=True, exist_ok=True)
     video, codes = torch.zeros(1, 3, 1, 16 * cells, 16 * cells), torch.zeros(1, 1, cells, cells, dtype=torch.int64)
     for name, network, sample in (("encoder", both[0], video), ("decoder", both[1], codes)):
+        if name not in names:
+            continue
         with warnings.catch_warnings():  # that other sizes of images might not go through, and the like
             warnings.simplefilter("ignore")
             torch.jit.trace(network, sample, check_trace=False).save(str(folder / f"{name}.jit"))
