@@ -129,17 +129,28 @@ def test_unknown_hub_id_gives_a_one_line_error(tmp_path: Path, monkeypatch: pyte
             assert one_line(name) == loadable_files
 
 
-def test_offline_hub_is_tried_once(tmp_path: Path) -> None:
-    """By the hub's own client: nothing listens where it is told the hub is."""
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    program = (
-        "from dalle.checkpoints import hub\ntry: hub.resolve('owner/name')\nexcept ValueError as error: print(error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT
-    )
-    assert done.stdout.startswith("owner/name: no such file or folder, and it cannot be downloaded from the hub (")
-    assert done.stdout.count("\n") == 1 and "Retry" not in done.stderr and done.returncode == 0
+PROGRAM = """
+import sys
+from dalle.checkpoints import hub
+from dalle.data import CustomConfig, open_data
+for path in sys.argv[1:]:
+    for read in (hub.resolve, lambda path: open_data(CustomConfig(path=path), "train", 8)):
+        try: read(path)
+        except ValueError as error: print(error)
+"""
+
+
+def test_offline_hub_is_tried_once_and_paths_never(tmp_path: Path) -> None:
+    """By the hub's own client, for weights and for data: nothing listens where it is told the hub is."""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, "owner/name", "data/my_images", "runs/x"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    weights, data, *others = done.stdout.splitlines()
+    assert weights.startswith("owner/name: no such file or folder, and it cannot be downloaded from the hub (")
+    assert data.startswith("owner/name (not a local folder, so taken as a hub id) cannot be loaded: ")
+    assert [line.partition(":")[0] for line in others[::2]] == command[4:] and "hub" not in "".join(others)
+    assert others[1::2] == [f"no such file or folder: {path}; set data.path to your images" for path in command[4:]]
+    assert "Retry" not in done.stderr and done.returncode == 0
 
 
 def test_downloads_are_logged(

@@ -6,8 +6,6 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 import tarfile
 import unicodedata
 from collections import Counter
@@ -397,19 +395,3 @@ def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptur
         for _ in range(3):
             captions(tmp_path)
     assert len(told(caplog)) == 1
-
-
-def test_offline_hub_is_tried_once_and_paths_never(tmp_path: Path) -> None:
-    """Nothing listens where the hub is said to be; what looks like a path here is not asked for at all."""
-    program = (
-        "import sys\nfrom dalle.data import CustomConfig, open_data\nfor path in sys.argv[1:]:\n"
-        "    try: open_data(CustomConfig(path=path), 'train', 8)\n    except ValueError as error: print(error)"
-    )
-    root = str(Path(__file__).resolve().parents[3])
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}
-    command = [sys.executable, "-c", program, "owner/name", "data/my_images", "runs/x"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    first, *others = done.stdout.splitlines()
-    assert first.startswith("owner/name (not a local folder, so taken as a hub id) cannot be loaded: ")
-    assert others == [f"no such file or folder: {path}; set data.path to your images" for path in command[4:]]
-    assert "Retry" not in done.stderr and done.returncode == 0
