@@ -44,7 +44,7 @@ class AutoregressivePriorConfig(PriorShape):
 class AutoregressivePrior(Prior):
     """Predicts one principal component after the other (arXiv 2204.06125, section 2.2).
 
-    The sequence is [text states][text embedding][dot product][component 0]..[component K - 2]: the output at the dot
+    The sequence is `[text states][text embedding][dot product][component 0]..[component K - 2]`: the output at the dot
     product predicts component 0, the output at component i predicts component i + 1. The dot product is that of the
     normalized embeddings of caption and image; sampling sets it high to ask for a good match.
     """

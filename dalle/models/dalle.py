@@ -25,8 +25,8 @@ from dalle.models.transformer import RunBlocks, Transformer
 class DALLE(TokenEmbeddings):
     """The transformer of Ramesh et al. 2021 (arXiv 2102.12092), section 2.2 and appendix B.1.
 
-    The sequence is [text 0 .. T-1][image 0 .. N-1]; the last image token is never an input, as nothing follows it. The
-    output at a text token predicts the next text token, the output at the last text token predicts the first image
+    The sequence is `[text 0 .. T-1][image 0 .. N-1]`; the last image token is never an input, as nothing follows it.
+    The output at a text token predicts the next text token, the output at the last text token predicts the first image
     token, and the output at an image token predicts the next image token. Where a caption has no token (id 0), each
     position has its own padding token, whose id is `text_vocab + position`. Text and image have separate embeddings and
     output heads.

@@ -33,7 +33,7 @@ class DiffusionPriorConfig(PriorShape):
 class DiffusionPrior(Prior):
     """Predicts the clean embedding (arXiv 2204.06125, section 2.2).
 
-    The sequence is [text states][text embedding][time step][noised embedding][learned query]; the output at the query
+    The sequence is `[text states][text embedding][time step][noised embedding][learned query]`; the output at the query
     is projected to the prediction.
     """
 
