@@ -110,7 +110,8 @@ def _destination(page: str, target: str) -> tuple[str, str] | None:
     if name.startswith("dalle/") and (file.is_dir() or file.suffix == ".py"):
         folder = file if file.is_dir() else file.parent
         module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        return (_page_of(folder), f"#{module}") if (folder / "__init__.py").is_file() else None
+        anchor = "" if file.stem == "__main__" else f"#{module}"  # what is no module to import is not on the page
+        return (_page_of(folder), anchor) if (folder / "__init__.py").is_file() else None
     if not file.is_file():
         return None
     shown = file.suffix in (".md", *_IMAGES)
