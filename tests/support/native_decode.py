@@ -72,4 +72,6 @@ def check_fused_step(model: DALLE, text: Tensor, codes: Tensor) -> None:
     found = torch.stack([model.extend(codes[:, i : i + 1], whole, blocks)[0] for i in range(codes.shape[1])])
     if blocks.step is None:
         pytest.skip("no native code here")
-    torch.testing.assert_close(found, model(text, codes)[0, 1:], atol=1e-4, rtol=1e-4)
+    expected = model(text, codes)[0, 1:]
+    span = float(expected.max() - expected.min())  # of some models 80, and float32 rounds in the order of its sums
+    torch.testing.assert_close(found, expected, atol=max(1e-4, 1e-5 * span), rtol=1e-4)
