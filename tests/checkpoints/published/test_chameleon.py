@@ -134,7 +134,7 @@ def test_lumina_has_sizes_in_the_prompt_and_ends_of_rows(
 def test_the_fused_step_has_the_norms_of_each_head(both: dict[str, tuple[Any, Path]]) -> None:
     model = dalle.load_model(both["transformers"][1], **GRID)
     text = torch.tensor([prompt("a fox")])
-    codes = torch.randint(CODES, (1, 9), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(CODES, (1, ROWS**2), generator=torch.Generator().manual_seed(1))
     check_fused_step(model, text, codes)
 
 
