@@ -131,3 +131,36 @@ def test_a_folder_without_weights_says_what_is_missing(tmp_path: Path, capsys: p
     planned = "its config.json says model_type 'siglip', which is no language model that draws"
     missing = "has a config.json and no weights (.safetensors, .ckpt, .pt, .pth, .bin, .pkl): download these too"
     assert {planned in one or missing in one for one in told(source, tmp_path, capsys)} == {True}
+
+
+def test_files_that_are_not_all_there_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    names = [f"pytorch_model-{number:05d}-of-00002.bin" for number in (1, 2)]
+    for name in names:
+        torch.save({"gen_embed.weight": torch.zeros(4, 4)}, source / name)
+    (source / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
+    (said,) = told(source, tmp_path, capsys)
+    assert "it has shards without their index, pytorch_model.bin.index.json: download this too" in said
+    (said,) = told(source / names[1], tmp_path, capsys)
+    assert f"{names[1]} is shard 2 of 2: give the folder of them all" in said
+    index = {"weight_map": {"gen_embed.weight": names[0], "gen_head.vision_head.weight": names[1]}}
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (source / names[1]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n")
+    (said,) = told(source, tmp_path, capsys)
+    assert f"{names[1]} is a pointer of Git LFS in place of the file itself" in said
+    (source / names[1]).unlink()
+    (said,) = told(source, tmp_path, capsys)
+    assert f"lists the shard {names[1]}, which is not there: download it too" in said
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma", "Emu3", "chameleon"])
+def test_the_config_of_another_family_is_named(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    save_file({"gen_embed.weight": torch.zeros(4, 4)}, source / "model.safetensors")  # a Janus
+    (source / "config.json").write_text(json.dumps({"model_type": kind}))
+    (said,) = told(source, tmp_path, capsys)
+    assert (
+        f"its tensors are those of the family janus, and the config.json beside them says {kind}: put that of" in said
+    )
