@@ -37,15 +37,18 @@ _HUB = "hf://"  # prefix that forces a lookup on the hub
 _OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _VARIANT = ".fp16."
+_WEIGHTS = (".safetensors", ".index.json", ".jit", ".pkl", *_PICKLES)
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, weights: bool = True) -> Path:
     """The local file or folder for `source`, downloaded and cached if necessary.
 
     Args:
         source: a path; a hub id `owner/name` or `owner/name/file` (of a repository, only loadable files are fetched);
             or a name in `ARCHIVES`. A source that looks like a local path is not looked up on the hub, where anybody
             may have uploaded something under that name, unless it begins with `hf://`.
+        weights: False: of a whole repository only what says how large its model is (configs, text tokenizer), which
+            are megabytes.
 
     Raises:
         ValueError: it does not exist, or cannot be downloaded.
@@ -69,7 +72,7 @@ def resolve(source: str | Path) -> Path:
     if name in MAIN_FILES:
         parts += [MAIN_FILES[name]]
     try:
-        return _fetch("/".join(parts[:2]), "/".join(parts[2:]))
+        return _fetch("/".join(parts[:2]), "/".join(parts[2:]), weights)
     except remote.failures() as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -87,8 +90,8 @@ def _suggestion(path: Path) -> str:
     return f" (did you mean {parent / near[0]}?)" if near else ""
 
 
-def _fetch(repository: str, file: str) -> Path:
-    """Download a file of a repository, or all its loadable files; without a network, use the cache."""
+def _fetch(repository: str, file: str, weights: bool = True) -> Path:
+    """Download a file of a repository, or all its loadable files (see `resolve`); without a network, use the cache."""
     import huggingface_hub as hub
 
     try:  # a single attempt: downloads retry six times before they give up
@@ -108,18 +111,21 @@ def _fetch(repository: str, file: str) -> Path:
     files = [entry.rfilename for entry in info.siblings or ()]
     chosen = loadable_files(files)
     every = [file for file in chosen if file.endswith((".safetensors", *_PICKLES))]
-    weights = [file for file in every if "/" not in file]  # the repository's own, not those of its parts
+    own = [file for file in every if "/" not in file]  # the repository's own, not those of its parts
     if not every and any(file.endswith(".gguf") for file in files):
         raise ValueError(
             f"{repository} holds GGUF files (llama.cpp), which are not supported: give the repository of the original "
             "weights; --dtype int8 stores them in 8 bits while it loads them"
         )
     # Nothing ties these together (shards have an index, pipelines subfolders), so they are alternatives
-    if len(weights) > 1 and not any(file.endswith(".index.json") or file == "config.yaml" for file in chosen):
+    if len(own) > 1 and not any(file.endswith(".index.json") or file == "config.yaml" for file in chosen):
         raise ValueError(
-            f"{repository} holds {len(weights)} weight files ({', '.join(weights[:3])} ...): choose one, for example "
-            f"{repository}/{weights[0]}"
+            f"{repository} holds {len(own)} weight files ({', '.join(own[:3])} ...): choose one, for example "
+            f"{repository}/{own[0]}"
         )
+    if not weights:
+        small = [file for file in chosen if not file.endswith(_WEIGHTS)]
+        return Path(hub.snapshot_download(repository, allow_patterns=small))
     return _fetch_logged(repository, "", lambda: hub.snapshot_download(repository, allow_patterns=chosen))
 
 

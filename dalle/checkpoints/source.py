@@ -24,15 +24,20 @@ _STAGES = {
 }
 
 
-def open_source(source: Source, family: str | None = None) -> ModelFolder | Path:
+def open_source(source: Source, family: str | None = None, weights: bool = True) -> ModelFolder | Path:
     """Resolve a source: an open model folder of ours, or the path of published files (always, if `family` is given).
+
+    Args:
+        source: what to open.
+        family: family of published files; None: it may also be a folder of ours.
+        weights: False: of a repository of the hub only small files are fetched, as in `resolve`.
 
     Raises:
         ValueError: the source does not exist.
     """
     if isinstance(source, ModelFolder):
         return source
-    path = resolve(source)
+    path = resolve(source, weights)
     parts = [path / name for name in ("text_tokenizer", "image_tokenizer", "clip")]
     if (
         family is None

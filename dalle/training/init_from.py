@@ -35,6 +35,7 @@ from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.upsampler import Upsampler
 from dalle.text_tokenizers import JSONTokenizer
+from dalle.training.init_image_tokenizer import FOLDER, prepare_image_tokenizer
 from dalle.training.init_unclip import initial_part, part_folder, part_name
 from dalle.training.lora import check_installed
 from dalle.training.recipe import (
@@ -48,19 +49,23 @@ from dalle.training.recipe import (
 )
 from dalle.training.recipe.shipped import find_recipe
 
-FOLDER = "initial"
 _InitFromRecipe = CLIPRecipe | DALLERecipe | PriorRecipe | DiffusionRecipe
 _UnCLIPModel = DiffusionPrior | AutoregressivePrior | DiffusionDecoder | Upsampler
 
 
-def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def resolve_recipe(path: Path, overrides: Sequence[str] = (), *, weights: bool = True) -> Recipe:
     """Read a recipe like `load_recipe`, and complete it from the weights that its `init_from` names.
+
+    Args:
+        path: the recipe.
+        overrides: `key.path=value`.
+        weights: False: the weights of `init_from` need not be there, as in `with_initial_config`.
 
     Raises:
         ConfigError: every mistake of the recipe, as in `load_recipe`.
         ValueError: `init_from` cannot be used, as in `with_initial_config`.
     """
-    data = with_initial_config(apply_overrides(read_yaml(find_recipe(path)), overrides))
+    data = with_initial_config(apply_overrides(read_yaml(find_recipe(path)), overrides), weights)
     return parse_recipe(with_tokenizer_sizes(data), str(path))
 
 
@@ -98,11 +103,12 @@ def _own_config(source: Any, stage: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
+def with_initial_config(data: Mapping[str, Any], weights: bool = True) -> dict[str, Any]:
     """Fill in architecture, tokenizers and sampling options from `init_from`, where the recipe does not give them.
 
     Args:
         data: recipe as plain data, before validation.
+        weights: False: of a published language model the config and the text tokenizer suffice, for a plan.
 
     Raises:
         ValueError: nothing is found at `init_from`, or it is a model of another stage.
@@ -115,7 +121,7 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
         return _with_clip(settled, str(source))
     if settled["stage"] in ("prior", "diffusion"):
         return _with_unclip(settled, str(source))
-    opened = open_source(str(source))
+    opened = open_source(str(source), weights=weights)
     if isinstance(opened, ModelFolder):
         content = opened.config
         if content.get("stage") != "dalle":
@@ -128,11 +134,13 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
             found["text_tokenizer"] = content["text_encoder"]
         model, sampling = content.get("model") or {}, content.get("sampling")
     else:
-        published = read_model(opened)
+        published = read_model(opened, weights=weights)
         # Where `prepare_initial` puts published weights once the run begins
         place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
         names = ("image_tokenizer", "text_tokenizer")
         found = {name: str(place / name) for name in names if getattr(published, name) is not None}
+        if published.image_tokenizer is None and published.image_source:
+            found["image_tokenizer"] = published.image_source
         if published.model.config.text_features is not None:
             found["text_tokenizer"] = published.text_source
         model, sampling = to_dict(published.model.config), to_dict(published.sampling)
@@ -192,22 +200,24 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     """Convert published weights of a recipe's `init_from` to RUN/initial, unless that has been done.
 
-    Does nothing for a recipe without `init_from`, or if it names one of our model folders. The main process converts
-    while the others wait.
+    A published image tokenizer of a DALL-E is converted to a folder in it. What is one of our model folders stays where
+    it is. The main process converts while the others wait.
 
     Raises:
         ValueError: the weights cannot be converted, or the recipe asks for LoRA, which is not installed.
     """
-    if not isinstance(recipe, _InitFromRecipe) or recipe.init_from is None:
+    if not isinstance(recipe, _InitFromRecipe):
         return
     if isinstance(recipe, CLIPRecipe | DALLERecipe) and recipe.lora is not None:
         check_installed()  # converting may take minutes
-    with accelerator.main_process_first():  # the others find the folder made
-        path = resolve(recipe.init_from)
+    with accelerator.main_process_first():  # the others find the folders made
         target = recipe.run.dir / FOLDER
-        if not is_model_folder(path) and not target.exists():  # made already: the run is resumed
+        path = None if recipe.init_from is None else resolve(recipe.init_from)
+        if path is not None and not is_model_folder(path) and not target.exists():  # made already: the run is resumed
             check_folder(recipe.run.dir, "run.dir=FOLDER")
             convert(path, target, "float32")
+        if isinstance(recipe, DALLERecipe):
+            prepare_image_tokenizer(recipe)
 
 
 def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:

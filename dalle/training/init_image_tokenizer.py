@@ -1,6 +1,8 @@
-"""Goes on from the weights of another VQGAN (`init_from` of an image tokenizer's recipe), perhaps with frozen codes."""
+"""Image tokenizers that a run begins with: a VQGAN to go on from, perhaps with frozen codes, or a published one."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,9 +11,35 @@ from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import load_weights
+from dalle.checkpoints.published.convert import convert
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, without_weights
+from dalle.checkpoints.source import is_model_folder
+from dalle.files import check_folder
 from dalle.image_tokenizers.vqgan import VQGAN
+from dalle.training.recipe import DALLERecipe
 
+FOLDER = "initial"
+"""Folder of a run with what its published weights were converted to."""
 _OUTPUT = "decoder.conv_out."
+
+
+def prepare_image_tokenizer(recipe: DALLERecipe) -> None:
+    """Convert a published image tokenizer of a recipe to a model folder for its grid, unless that has been done.
+
+    Raises:
+        ValueError: it is of no known family, or damaged.
+    """
+    images, place = resolve(recipe.image_tokenizer), image_tokenizer_folder(recipe)
+    if images != place and not place.exists():
+        check_folder(recipe.run.dir, "run.dir=FOLDER")
+        size = recipe.model.grid[0] * without_weights(read_image_tokenizer(images)).factor
+        convert(images, place, "float32", given={"image_size": size})
+
+
+def image_tokenizer_folder(recipe: DALLERecipe) -> Path:
+    """The model folder of a recipe's image tokenizer: itself, or what `prepare_image_tokenizer` makes of it."""
+    path = resolve(recipe.image_tokenizer)
+    return path if is_model_folder(path) else recipe.run.dir / FOLDER / "image_tokenizer"
 
 
 def load_initial_vqgan(model: VQGAN, source: str) -> None:

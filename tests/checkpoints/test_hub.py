@@ -184,7 +184,7 @@ def test_local_looking_paths_are_not_looked_up_on_the_hub(
     assert one_line(source).startswith(f"{source}: no such file or folder")
     assert one_line("here/model").startswith("here/model: no such file or folder (did you mean here/modle?)")
     assert "(there is no folder runs/no-such-run)" in one_line("runs/no-such-run/model")
-    monkeypatch.setattr(hub, "_fetch", lambda repository, file: Path(repository, file))
+    monkeypatch.setattr(hub, "_fetch", lambda repository, file, weights: Path(repository, file))
     assert resolve("hf://here/model") == Path("here/model")  # as it is told so
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -19,74 +18,12 @@ from dalle.data.batch import Batch
 from dalle.training.init_from import resolve_recipe
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask
-from support.published import chameleon, emu3, emu3_models, emu35, janus, liquid, lumina2, simplear
+from support.published.families import WRITERS, Source
 
 pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 pytest.importorskip("regex")
 GRID: dict[str, Any] = {"grid": 4}
 PAIRS = 6
-
-
-class Source(NamedTuple):
-    """A family's files, and how it trains guidance."""
-
-    model: Path
-    images: Path | None = None
-    """None: the image tokenizer is in the model's files."""
-    dropped: list[int] | None = None
-    """What a caption is replaced by in its project's training; None: the model's null prompt, made of the caption."""
-
-
-def write_anole(folder: Path) -> Source:
-    made = chameleon.write_meta(chameleon.model_of(True), folder / "model")
-    words = chameleon.tokenizer()
-    return Source(made, dropped=[words.token_to_id(name) for name in ("<s>", "<racm3:break>")])
-
-
-def write_lumina(folder: Path) -> Source:
-    """Told from an Anole by its name; what its project drops is all that is in front of the image."""
-    made = chameleon.write_transformers(chameleon.model_of(False), folder / "Lumina-mGPT-7B-512")
-    chameleon.write_images(made / "vqgan.ckpt")
-    words = chameleon.tokenizer()
-    names = ("<racm3:break>", "<reserved08802>", "<reserved08802>")  # 2 x 2 cells of 2 x 2 codes
-    return Source(made, dropped=[words.token_to_id(name) for name in names])
-
-
-def write_lumina2(folder: Path) -> Source:
-    return Source(lumina2.write(folder / "model"), dropped=lumina2.start(4, 4))
-
-
-def write_liquid(folder: Path) -> Source:
-    names = ("<bos>", "<unconditional>", "<boi>")
-    made = liquid.write(liquid.model_of(), folder / "model")
-    return Source(made, dropped=[liquid.tokenizer().token_to_id(name) for name in names])
-
-
-def write_emu3(folder: Path) -> Source:
-    made = emu3_models.write_project(folder / "model")
-    return Source(made, made / "vision", [emu3.special("<|extra_203|>"), *emu3.image_start(4, 4)])
-
-
-def write_emu35(folder: Path) -> Source:
-    return Source(emu35.write(folder / "model"), dropped=emu35.null())
-
-
-def write_simplear(folder: Path) -> Source:
-    made = simplear.write(simplear.model_of(), folder / "model")
-    dropped = [simplear.tokenizer().token_to_id(name) for name in ("<|t2i|>", "<|soi|>")]
-    return Source(made, made / "DV8x16x16", dropped)
-
-
-WRITERS: dict[str, Callable[[Path], Source]] = {
-    "janus": lambda folder: Source(janus.write_deepseek(janus.model_of(), folder / "model")),
-    "chameleon": write_anole,
-    "lumina": write_lumina,
-    "lumina2": write_lumina2,
-    "liquid": write_liquid,
-    "emu3": write_emu3,
-    "emu35": write_emu35,
-    "simplear": write_simplear,
-}
 
 
 def test_all_families_of_language_models_are_here() -> None:
@@ -183,3 +120,17 @@ def test_its_training_is_planned(
     assert main(["plan", str(recipe_of(source[1], tmp_path, None)), "--memory", "24GiB"]) == 0
     told = capsys.readouterr().out
     assert f"{sum(value.numel() for value in model.parameters()):,} parameters" in told and "ddp" in told
+
+
+def test_a_published_image_tokenizer_is_converted_for_the_run(tmp_path: Path) -> None:
+    made = WRITERS["emu3"](tmp_path)
+    assert made.images is not None
+    assert main(["convert", str(made.model), str(tmp_path / "ours"), "grid=4"]) == 0  # has no image tokenizer
+    recipe = recipe_of(tmp_path / "ours", tmp_path, None)
+    run = [str(recipe), f"image_tokenizer={made.images}", "run.batch_size=2"]
+    assert main(["train", *run]) == 0
+    pipe = dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    published = dalle.load_image_tokenizer(made.images, rows=4)
+    assert torch.equal(pipe.image_tokenizer.encode(images), published.encode(images)) and pipe.grid == (4, 4)
+    assert pipe("a fox")[0].images[0].size == (8, 8)

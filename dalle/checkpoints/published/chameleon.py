@@ -31,6 +31,7 @@ LICENSE = "Chameleon Research License, not for commercial use (huggingface.co/fa
 SAMPLING = SamplingConfig(guidance=3.0, temperature=0.7, top_p=0.9)
 LUMINA_SAMPLING = SamplingConfig(guidance=4.0, top_k=2000)
 IMAGES = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
+MODEL_TYPE = "chameleon"
 _VQ_NAMES = ("vqgan.ckpt", "tokenizer/vqgan.ckpt")
 _ROWS, _LUMINA_ROWS = 32, 48  # 512 and 768 pixels
 _CELL = 16  # pixels of a code
@@ -155,15 +156,18 @@ def read(published: dict[str, Tensor], settings: Mapping[str, Any], kind: Kind, 
     tensors, dropped = rename_tensors(published, rules, _DROPPED, recognized=True)
     state, transformer, base = llama.fuse(tensors, settings, given, llama.Blocks(rules, interleaved=meta, eps=1e-5))
     for layer in range(transformer.depth):
-        for name in (f"transformer.blocks.{layer}.attention.{p}_norm.{w}" for p in "qk" for w in ("weight", "bias")):
-            own = llama.take(tensors, name, rules)
-            state[name] = _per_head(own, transformer.heads, transformer.head_width, meta)
+        for part, heads in (("q", transformer.heads), ("k", transformer.key_heads)):
+            for name in (f"transformer.blocks.{layer}.attention.{part}_norm.{kind}" for kind in ("weight", "bias")):
+                state[name] = _per_head(llama.take(tensors, name, rules), heads, transformer.head_width, meta)
     codes, words = kind.codes, kind.words
     # Both have rows for words and codes. Prompts read the first, images the codes' rows of either
     table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
     del state["head"]
     if int(codes.max()) >= min(len(table), len(head)):
-        raise ValueError(f"its tables have {len(table)} and {len(head)} rows, its tokenizer codes up to {codes.max()}")
+        raise ValueError(
+            f"its tables have {len(table)} and {len(head)} rows, its text tokenizer codes up to id {codes.max()}: that "
+            "is of another model"
+        )
     # Meta set these rows to zero before publishing; without the check every code would be equally likely
     if not head[codes[0]].any():
         raise ValueError("its head for image codes is zero (a Chameleon as Meta published it): it draws no images")

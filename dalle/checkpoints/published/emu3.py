@@ -128,7 +128,8 @@ def read(
     del state["head"]
     if int(words.codes.max()) >= min(len(table), len(head)):
         raise ValueError(
-            f"its tables have {len(table)} and {len(head)} rows, its tokenizer codes up to {words.codes.max()}"
+            f"its tables have {len(table)} and {len(head)} rows, its text tokenizer codes up to id "
+            f"{words.codes.max()}: that is of another model"
         )
     count = tokenizer.vocab_size
     inputs = torch.cat((words.codes, torch.tensor([tokenizer.id_of(_ROW_END)])))

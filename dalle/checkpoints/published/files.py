@@ -18,10 +18,18 @@ from dalle.files import sha256
 
 _INDEX = ".index.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_READ = (".safetensors", *PICKLES)
+_POINTER = b"version https://git-lfs"
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 _ORIGINAL = "give the original weights; --dtype int8 stores them in 8 bits while it loads them"
 _PACKED = {  # names of what libraries put beside packed weights
     "bitsandbytes": r".+\.weight\.(absmax|quant_map|nested_absmax|quant_state\..+)|.+\.SCB",
     "AWQ or GPTQ": r".+\.(qweight|qzeros|g_idx)",
+    "ExLlama": r".+\.q_weight",
+    "HQQ": r".+\.W_q",
+    "quanto": r".+\.weight\._(data|scale)",
+    "compressed-tensors or with scales of FP8": r".+\.(weight_packed|weight_scale(_inv)?)",
+    "MLX": r".+_proj\.(scales|biases)",
 }
 # Usual names of weight files on the hub, in order of preference.
 _NAMES = (
@@ -39,48 +47,62 @@ def weights_file(source: Path) -> Path:
         ValueError: there is none, or there are several.
     """
     if not source.is_dir():  # a file
-        _reject_gguf(source)
+        reject_unreadable(source)
+        part = _SHARD.fullmatch(source.name)
+        if part is not None and int(part[3]) > 1:
+            raise ValueError(f"{source} is shard {int(part[2])} of {int(part[3])}: give the folder of them all")
         return source
     for name in _NAMES:
         if (source / name).is_file():
+            reject_unreadable(source / name)
             return source / name
-    files = sorted(file for file in source.rglob("*") if file.suffix in (".safetensors", *PICKLES) and file.is_file())
+    files = sorted(file for file in source.rglob("*") if file.suffix in _READ and file.is_file())
     if not files:
         for file in sorted(source.rglob("*.gguf")):
-            _reject_gguf(file)
+            reject_unreadable(file)
+        if (source / "config.json").is_file():
+            raise ValueError(f"{source} has a config.json and no weights ({', '.join(_READ)}): download these too")
         raise ValueError(
             f"{source} is neither a model folder (no config.yaml) nor contains published weights: give another folder"
         )
     if len(files) > 1:
+        part = _SHARD.fullmatch(files[0].name)
+        if part is not None:
+            index = f"{part[1]}{part[4]}{_INDEX}"
+            raise ValueError(f"it has shards without their index, {index}: download this too")
         names = ", ".join(str(file.relative_to(source)) for file in files[:3])
         more = ", ..." if len(files) > 3 else ""
         raise ValueError(f"it has {len(files)} weight files ({names}{more}): give one of them, or a folder of one")
     return files[0]
 
 
-def _reject_gguf(file: Path) -> None:
-    """Reject a file of llama.cpp, whose weights are rounded in blocks and have other names.
+def reject_unreadable(file: Path) -> None:
+    """Reject a file of llama.cpp, whose weights are rounded in blocks and have other names, and a pointer of Git LFS.
 
     Raises:
         ValueError: it is one.
     """
     if not file.is_file():
         return
-    with file.open("rb") as handle:  # its magic number
-        if handle.read(4) == b"GGUF":
-            raise ValueError(f"{file} is a GGUF file (llama.cpp), which is not supported: {_ORIGINAL}")
+    with file.open("rb") as handle:
+        start = handle.read(len(_POINTER))
+    if start.startswith(b"GGUF"):  # its magic number
+        raise ValueError(f"{file} is a GGUF file (llama.cpp), which is not supported: {_ORIGINAL}")
+    if start == _POINTER:
+        raise ValueError(f"{file} is a pointer of Git LFS in place of the file itself: `git lfs pull` in its folder")
 
 
-def _reject_packed(names: Iterable[str]) -> None:
+def reject_packed(names: Iterable[str]) -> None:
     """Reject copies whose weights are packed in 4 or 8 bits by other libraries.
 
     Raises:
         ValueError: they are such a copy.
     """
-    for name in names:
-        for kind, pattern in _PACKED.items():
-            if re.fullmatch(pattern, name):
-                raise ValueError(f"it is a copy in 4 or 8 bits by {kind} (it has {name}): {_ORIGINAL}")
+    names = list(names)
+    for kind, pattern in _PACKED.items():
+        found = next(filter(re.compile(pattern).fullmatch, names), None)
+        if found is not None:
+            raise ValueError(f"it is a copy in 4 or 8 bits by {kind} (it has {found}): {_ORIGINAL}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -127,6 +149,7 @@ def _shards(index: Path) -> list[Path]:
             raise ValueError(f"{index} lists the shard {shard!r}, which is not a file name: download it again")
         if not index.with_name(shard).is_file():
             raise ValueError(f"{index} lists the shard {shard}, which is not there: download it too")
+        reject_unreadable(index.with_name(shard))
     return [index.with_name(shard) for shard in shards]
 
 
@@ -145,5 +168,5 @@ def read_stored_state(source: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for part in _shards(file) if file.name.endswith(_INDEX) else [file]:
         tensors |= stored_tensors(part) if part.suffix == ".safetensors" else stored_state(read_pickled(part))
-    _reject_packed(tensors)
+    reject_packed(tensors)
     return tensors

@@ -28,6 +28,7 @@ from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 FAMILY = "a Janus of DeepSeek"
 LICENSE = "weights DeepSeek Model License, code MIT (github.com/deepseek-ai/Janus, LICENSE-MODEL and LICENSE-CODE)"
 SAMPLING = SamplingConfig(guidance=5.0)  # cfg_weight of the project's generation_inference.py
+MODEL_TYPES = ("multi_modality", "janus")
 _ROWS = 24  # 384 pixels
 _BEGIN, _PAD, _IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
 _FOLDED = ("image.codes", "image.up.weight", "image.up.bias", "image.down.weight", "image.down.bias")

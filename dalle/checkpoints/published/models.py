@@ -10,9 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from dalle.checkpoints.published import chameleon, cosmos, dalle_pytorch, llamagen, mindalle, rudalle, vqgan
-from dalle.checkpoints.published.files import index_of, read_stored_state, weights_file
+from dalle.checkpoints.published.declared import declared
+from dalle.checkpoints.published.files import PICKLES, index_of, read_json, read_stored_state, weights_file
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, tokenizer_of_dalle_pytorch
 from dalle.checkpoints.published.language_models import LANGUAGE_MODELS, family_of, read_language_model
+from dalle.checkpoints.published.llama import SETTINGS
+from dalle.checkpoints.published.others import reject_unsupported
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import (
     SHAPE_ERRORS,
@@ -34,6 +37,7 @@ from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextToke
 
 FAMILIES = ("mindalle", "rudalle", "dalle-pytorch", "llamagen", *LANGUAGE_MODELS)
 _GIVEN = ("heads", "convention", "grid", "roles")
+_PIPELINE = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class PublishedModel:
     add_special_tokens: bool = True
 
 
-def read_model(source: Path, family: str | None = None, given: Mapping[str, Any] | None = None) -> PublishedModel:
+def read_model(
+    source: Path, family: str | None = None, given: Mapping[str, Any] | None = None, *, weights: bool = True
+) -> PublishedModel:
     """Read a published text-to-image model.
 
     Args:
@@ -69,6 +75,8 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
         family: one of `FAMILIES`; None detects it.
         given: what the files do not record: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen, Janus), `roles`
             (Janus).
+        weights: False: of a language model whose folder has no weights yet, the shapes that its config.json declares
+            take their place, for a plan.
 
     Raises:
         ValueError: it is of no known family, is damaged, or an option has to be given; one line that names the source.
@@ -80,6 +88,9 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
     if unknown:
         raise ValueError(f"unknown option {unknown[0]}: expected one of {', '.join(_GIVEN)}")
     try:
+        if not weights and declares(source):
+            tensors = declared(read_json(source / SETTINGS))
+            return _language_model(source, source / SETTINGS, tensors, family, options)
         return _read(source, family, options)
     except ValueError as error:
         reason = str(error)
@@ -88,12 +99,20 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
         raise ValueError(f"{source} cannot be loaded: its tensors do not have the expected shapes") from error
 
 
+def declares(source: Path) -> bool:
+    """Whether a folder has a config.json and no weights beside it, as one whose weights are not fetched yet."""
+    weights = (".safetensors", *PICKLES)
+    return (source / SETTINGS).is_file() and not any(file.suffix in weights for file in source.iterdir())
+
+
 def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedModel:
     if family == "mindalle" or (family is None and mindalle.is_there(source)):
         return _mindalle(source, given)
     if cosmos.is_alone(source):
         raise ValueError("it is an image tokenizer of Cosmos: give it as the image tokenizer of a model")
     folder = source if source.is_dir() else source.parent
+    if any((place / _PIPELINE).is_file() for place in (folder, folder.parent)):
+        raise ValueError("it is a pipeline of diffusers, or a part of one: it draws by diffusion, not by image tokens")
     file = transformer_file(source)
     if file.suffix in (".safetensors", ".json") or family in LANGUAGE_MODELS:  # an index of shards
         return _language_model(source, file, read_stored_state(file), family, given)
@@ -150,6 +169,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             text_tokenizer=classes,
             image_source=llamagen.C2I_IMAGES,
         )
+    reject_unsupported(stored_state(tree))
     raise ValueError(
         "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch, LlamaGen, Janus, Anole, "
         "Lumina-mGPT, Liquid, Emu3, Emu3.5 or SimpleAR, or a model folder made by train.py (config.yaml)"

@@ -17,6 +17,7 @@ from dalle.checkpoints.published.files import read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.language_models import family_of
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
+from dalle.checkpoints.published.others import reject_models
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
 from dalle.checkpoints.tensors import stored_tensors
@@ -113,6 +114,7 @@ def stage_of(source: Path) -> Stage:
                 return "dalle"
         if family_of(stored_state(stored), file.parent) is not None:
             return "dalle"
+        reject_models(stored_state(stored))
         names = named_tensors(stored)
     except ValueError as error:
         reason = str(error)

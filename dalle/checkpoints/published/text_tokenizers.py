@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.published.files import reject_unreadable
 from dalle.text_tokenizers import (
     CharTokenizer,
     CharTokenizerConfig,
@@ -160,6 +161,7 @@ def _check(tokenizer: CLIPTokenizer, vocab: Path) -> None:
 
 
 def _content(file: Path) -> bytes:
+    reject_unreadable(file)
     if file.stat().st_size > _MOST_BYTES:
         raise ValueError(
             f"{file} has {file.stat().st_size:,} bytes, too many for a text tokenizer: give the tokenizer's own files"

@@ -57,7 +57,9 @@ def resolution(options: dict[str, Any], where: str) -> int:
     """
     model = options.get("model")
     target = model.get("target") if isinstance(model, dict) else None
-    if target not in _TARGETS and not (target is None and where.endswith("vqgan.yaml")):  # Chameleon's
+    # Chameleon's code reads the parameters alone, so that its copy of the class has whatever name
+    chameleon = where.endswith("vqgan.yaml") and (target is None or str(target).endswith(".VQModel"))
+    if target not in _TARGETS and not chameleon:
         raise ValueError(f"{where} says target: {target}, expected {' or '.join(_TARGETS)}")
     try:
         return int(options["model"]["params"]["ddconfig"]["resolution"])

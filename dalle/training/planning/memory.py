@@ -25,8 +25,8 @@ class Memory:
     """Bytes on one device, by purpose. Not all are allocated at the same time, so the peak is less than their sum.
 
     Attributes:
-        weights: float32 weights.
-        gradients: float32 gradients.
+        weights: float32 weights, those that are not trained too.
+        gradients: float32 gradients of what is trained.
         moments: the two moments of AdamW.
         average: EMA weights.
         cast_weights: low-precision copies of weights; with FSDP also the gathered units.
@@ -56,8 +56,11 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     """
     sharded = setup.layout == "fsdp" and setup.devices > 1
     share = setup.devices if sharded else 1
-    state = _FLOAT * size.parameters // share  # ZeRO-3
-    static = state * (3 + setup.average)  # weights, two moments, and the EMA
+    adapters = setup.adapters
+    trained = size.parameters if adapters is None else adapters.parameters
+    state = _FLOAT * trained // share  # ZeRO-3
+    weights = state if adapters is None else _FLOAT * (size.parameters + trained) // share
+    static = weights + state * (2 + setup.average)  # weights, two moments, and the EMA
     heads, allreduce_buffer = _heads(size, setup), state if setup.layout == "ddp" and setup.devices > 1 else 0
     parts = _activations(size, setup)
     accumulated = state if setup.accumulation > 1 else 0  # gradients of earlier micro-batches, present all along
@@ -66,8 +69,11 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     else:
         forward, cast_weights = _cast_weights(size, setup)
         # At the end of backward there are all gradients but those of the first block and the embeddings, still to come
-        late_gradients = accumulated or state - _FLOAT * (size.block + size.embeddings)
+        early = 0 if adapters is not None else _FLOAT * (size.block + size.embeddings)
+        late_gradients = accumulated or state - early
         working = parts.hidden + parts.inputs  # gradients in flight: within the feed-forward part, of its input
+        if adapters is not None:  # and of the adapter of the first matrix, scaled anew
+            working += parts.hidden * (2 if _gated(size) else 1)
         moments = (
             # End of forward: all activations, and the heads' losses with their gradients
             accumulated + forward + parts.all + heads.forward,
@@ -77,7 +83,7 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
             late_gradients + cast_weights + parts.all // size.config.transformer.depth + parts.recompute + working,
         )
     return Memory(
-        weights=state,
+        weights=weights,
         gradients=state,
         moments=2 * state,
         average=state if setup.average else 0,
@@ -116,10 +122,12 @@ def _fsdp_moments(
     depth, share = size.config.transformer.depth, setup.devices
     attention, feed = (setup.compute * count for count in size.units)
     rest = _FLOAT * (size.parameters - depth * size.block)
-    reduced = _FLOAT * size.units[1]  # full gradients of a feed-forward unit, the larger one, before reduce-scatter
+    frozen = setup.adapters is not None  # what an adapter's own gradients take is left out
+    # Full gradients of a feed-forward unit, the larger one, before reduce-scatter
+    reduced = 0 if frozen else _FLOAT * size.units[1]
     units = attention + feed + reduced + reduced // share  # computing, prefetched, gradients in full and as a shard
-    blocks = _FLOAT * depth * size.block // share  # sharded gradients of all blocks
-    late_gradients = accumulated or blocks - _FLOAT * size.block // share
+    blocks = 0 if frozen else _FLOAT * depth * size.block // share  # sharded gradients of all blocks
+    late_gradients = accumulated or max(0, blocks - _FLOAT * size.block // share)
     last = parts.all - (
         0 if setup.checkpointing else 2 * parts.hidden
     )  # backward of the last feed-forward part has freed its own
@@ -134,7 +142,7 @@ def _fsdp_moments(
         # End of backward
         late_gradients + rest + heads.weights + attention + 2 * feed + first + parts.recompute + parts.inputs,
         # Reduce-scatter of the gradients outside the blocks
-        (accumulated or blocks) + 2 * rest + rest // share,
+        0 if frozen else (accumulated or blocks) + 2 * rest + rest // share,
     )
 
 
@@ -149,22 +157,28 @@ def block_bytes(size: ModelSize, setup: TrainSetup) -> int:
     token += number * 4 * inner + _FLOAT * shape.heads
     # Feed-forward: GELU saves its input and output (2 H); x * sigmoid(1.702 x) is two operations (3 H); a gated
     # activation saves both projections, the activated gate and the product (4 H)
-    gated = shape.feed_forward in ("swiglu", "geglu", "geglu_tanh")
-    token += number * hidden * (4 if gated else 3 if shape.feed_forward == "quick_gelu" else 2)
+    token += number * hidden * (4 if _gated(size) else 3 if shape.feed_forward == "quick_gelu" else 2)
     # Rotated queries and keys (2 I): the originals stay, as views beside values. Of fewer heads of keys and values
     # copies are attended to, and their originals go
     if "rope" in config.positions and shape.key_heads == shape.heads:
         token += number * 2 * inner
     if config.padding == "left" or config.text_features is not None:  # the mask, as numbers that are added to scores
         token += number * size.tokens
-    if shape.norm == "rms":  # what is scaled, in float32
+    if shape.norm == "rms" and setup.adapters is None:  # what is scaled, in float32, for the gradient of the scale
         token += 2 * _FLOAT * width
     if shape.qk_norm:  # normalized queries and keys (2 I), and statistics per head
         token += number * 2 * inner + 2 * _STATS * shape.heads
+    # Adapters: what is between the two matrices of each, and the mix of the heads, which is cast anew for the output's
+    if setup.adapters is not None:
+        token += number * (4 * setup.adapters.rank + (inner if number < _FLOAT else 0))
     token += 2 * (shape.dropout > 0) * width  # dropout masks, one byte per channel
     # Sandwich norms save input and statistics once more per part, layer scale its input
     token += 2 * shape.sandwich * (number * width + _STATS) + 2 * shape.layer_scale * number * width
     return round(setup.images * size.tokens * token)
+
+
+def _gated(size: ModelSize) -> bool:
+    return size.config.transformer.feed_forward in ("swiglu", "geglu", "geglu_tanh")
 
 
 class _Heads(NamedTuple):
@@ -183,12 +197,14 @@ def _heads(size: ModelSize, setup: TrainSetup) -> _Heads:
     head_gradients = forward = last_gradient = weights = 0
     for tokens, vocabulary in _head_sizes(size):
         rows = setup.images * tokens
+        frozen = setup.adapters is not None
         weight = width * vocabulary  # C x V
-        weights += _FLOAT * weight
+        slope = 0 if frozen else weight  # the gradient of the head
+        weights += _FLOAT * slope
         chunk = chunk_rows(rows, vocabulary, "cpu" if setup.on_cpu else "cuda") * vocabulary
-        last_gradient = _FLOAT * (weight + rows * width)  # of the head, and of its input states
+        last_gradient = _FLOAT * (slope + rows * width)  # of the head, and of its input states
         # With several chunks, or in low precision, a chunk's gradient of the head is computed apart and then added
-        added = setup.compute * weight if setup.compute < _FLOAT or chunk < rows * vocabulary else 0
+        added = setup.compute * slope if setup.compute < _FLOAT or chunk < rows * vocabulary else 0
         copy = setup.compute * weight if setup.compute < _FLOAT else 0  # the head in low precision
         head_gradients += last_gradient
         # A chunk of logits exists either in float32 next to its exponentials, or in the dtype of the products while it
@@ -213,7 +229,9 @@ def _cast_weights(size: ModelSize, setup: TrainSetup) -> tuple[int, int]:
     """
     if setup.compute == _FLOAT:
         return 0, 0
-    return setup.compute * size.linear, setup.compute * (size.block if setup.checkpointing else size.linear)
+    block = setup.compute * (size.block if setup.checkpointing else size.linear)
+    # Copies of weights that are not trained are not cached, but kept for the gradient of what they multiply
+    return (setup.compute * size.linear if setup.adapters is None else block), block
 
 
 def sampling_budget(size: ModelSize, setup: TrainSetup, rows: int) -> int:

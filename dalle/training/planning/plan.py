@@ -9,7 +9,7 @@ from functools import cache
 
 from dalle.kernels.masks import mask
 from dalle.training.planning.memory import Memory, cache_bytes, memory
-from dalle.training.planning.setup import Layout, ModelSize, Precision, TrainSetup
+from dalle.training.planning.setup import Adapters, Layout, ModelSize, Precision, TrainSetup
 from dalle.training.recipe import DALLERecipe
 
 
@@ -78,10 +78,8 @@ def plan(recipe: DALLERecipe, cluster: Cluster) -> Plan:
     """Compare all layouts for training a recipe on a cluster.
 
     Raises:
-        ValueError: the batch size is not divisible by the number of devices, or the recipe trains LoRA adapters.
+        ValueError: the batch size is not divisible by the number of devices, or LoRA has no layer to adapt.
     """
-    if recipe.lora is not None:
-        raise ValueError("the planner covers training of all weights, and lora trains few: set lora=null")
     if recipe.run.batch_size % cluster.devices:
         raise ValueError(
             f"run.batch_size is {recipe.run.batch_size}, which is not divisible by {cluster.devices} devices: set it "
@@ -102,11 +100,12 @@ def fits(choice: Option, cluster: Cluster) -> bool:
     return choice.memory.peak <= cluster.usable
 
 
-def operations(size: ModelSize, checkpointing: bool) -> float:
+def operations(size: ModelSize, checkpointing: bool, adapters: Adapters | None = None) -> float:
     """Count the floating-point operations of training on one image.
 
     The backward pass costs twice the forward pass, so the total is three forward passes, or four for blocks that are
-    recomputed under activation checkpointing. Attention counts only the pairs that its mask allows, even if a kernel
+    recomputed under activation checkpointing. With LoRA it is one less, as matrices that are not trained need no
+    gradients, and the adapters come on top. Attention counts only the pairs that its mask allows, even if a kernel
     computes more.
     """
     config, shape = size.config, size.config.transformer
@@ -114,11 +113,15 @@ def operations(size: ModelSize, checkpointing: bool) -> float:
     pairs = {kind: _attended_pairs(size, kind) for kind in set(config.kinds)}
     # A matrix takes 2 operations (multiply, add) per weight and token. Attention takes 2 per channel for the score of
     # an attended pair, and 2 for weighting the value
-    blocks = shape.depth * 2 * _matrices(size) * size.tokens
-    blocks += sum(4 * shape.heads * shape.head_width * pairs[kind] for kind in config.kinds)
+    matrices = shape.depth * 2 * _matrices(size) * size.tokens
+    attention = sum(4 * shape.heads * shape.head_width * pairs[kind] for kind in config.kinds)
     heads = 2 * shape.width * rows * columns * config.image_vocab
     heads += 2 * shape.width * (config.prefix_length - 1) * config.text_embeddings if config.text_head else 0
-    return blocks * (4 if checkpointing else 3) + heads * 3
+    passes = 4 if checkpointing else 3
+    if adapters is None:
+        return (matrices + attention) * passes + heads * 3
+    trained = attention + 2 * adapters.parameters * size.tokens
+    return matrices * (passes - 1) + trained * passes + heads * 2
 
 
 @cache
@@ -143,9 +146,10 @@ def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Itera
     """Every layout, with and without checkpointing, with every micro-batch size, largest first."""
     own = recipe.run.batch_size // cluster.devices
     layouts: tuple[Layout, ...] = ("ddp", "fsdp") if cluster.devices > 1 else ("ddp",)
+    adapters = None if recipe.lora is None else Adapters.of(recipe.model, recipe.lora)
     for layout, checkpointing in itertools.product(layouts, (False, True)):
         # The same for all micro-batch sizes
-        seconds = own * operations(size, checkpointing) / (cluster.peak * cluster.utilization)
+        seconds = own * operations(size, checkpointing, adapters) / (cluster.peak * cluster.utilization)
         for images in range(own, 0, -1):
             if own % images == 0:
                 setup = TrainSetup(
@@ -156,6 +160,7 @@ def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Itera
                     checkpointing,
                     _precision(recipe),
                     recipe.optim.ema is not None,
+                    adapters,
                 )
                 yield Option(setup, memory(size, setup), seconds)
 
@@ -188,10 +193,11 @@ def _devices_needed(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> i
 def report(found: Plan, recipe: DALLERecipe) -> str:
     """Format a plan as text with a table."""
     size, cluster, run = found.size, found.cluster, recipe.run
-    config = size.config
+    config, adapters = size.config, found.choices[0].setup.adapters
+    trained = "" if adapters is None else f" and {adapters.parameters:,} of LoRA, which alone are trained"
     lines = [
-        f"{size.parameters:,} parameters; {size.tokens:,} tokens an image ({config.prefix_length:,} of text); "
-        f"{operations(size, False) / 1e12:.3g} TFLOP to train on one",
+        f"{size.parameters:,} parameters{trained}; {size.tokens:,} tokens an image ({config.prefix_length:,} of text); "
+        f"{operations(size, False, adapters) / 1e12:.3g} TFLOP to train on one",
         f"{cluster.devices} x {format_bytes(cluster.memory)}, {format_bytes(cluster.usable)} usable; "
         f"batch {run.batch_size:,}, "
         f"{_precision(recipe)}, weights and optimizer fp32" + ("" if recipe.optim.ema is None else ", with EMA"),

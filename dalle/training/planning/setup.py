@@ -11,6 +11,7 @@ from torch import nn
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer import Block
+from dalle.training.lora import LoRAConfig
 
 Layout = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -65,6 +66,34 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """What LoRA trains in place of the weights.
+
+    Attributes:
+        parameters: of all adapters.
+        rank: of each.
+    """
+
+    parameters: int
+    rank: int
+
+    @classmethod
+    def of(cls, config: DALLEConfig, lora: LoRAConfig) -> Adapters:
+        """Count the parameters that `add_lora` adds to a model, built on the meta device.
+
+        Raises:
+            ValueError: no linear layer has one of the target names.
+        """
+        with torch.device("meta"):
+            layers = {name: one for name, one in DALLE(config).named_modules() if isinstance(one, nn.Linear)}
+        adapted = [one for name, one in layers.items() if name.rpartition(".")[2] in lora.targets]
+        if not adapted:
+            there = sorted({name.rpartition(".")[2] for name in layers})
+            raise ValueError(f"no layer has a name of lora.targets: this model's are {', '.join(there)}")
+        return cls(sum(lora.rank * (one.in_features + one.out_features) for one in adapted), lora.rank)
+
+
+@dataclass(frozen=True)
 class TrainSetup:
     """How a training step is executed.
 
@@ -76,6 +105,7 @@ class TrainSetup:
         checkpointing: activation checkpointing, which recomputes each block in the backward pass.
         precision: precision of forward and backward passes; weights and optimizer are float32.
         average: whether there is an EMA of the weights.
+        adapters: what is trained alone; None: all weights are.
         on_cpu: whether the device is a CPU, where the loss uses smaller chunks of logits.
     """
 
@@ -86,6 +116,7 @@ class TrainSetup:
     checkpointing: bool
     precision: Precision
     average: bool
+    adapters: Adapters | None = None
     on_cpu: bool = False
 
     @property

@@ -23,7 +23,8 @@ from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed,
 from dalle.data import AnyDataConfig, location
 from dalle.files import FileLock, check_folder, remove_scratch, write_text
 from dalle.training.checkpoint.folders import folders
-from dalle.training.recipe import LoopRecipe
+from dalle.training.init_image_tokenizer import image_tokenizer_folder
+from dalle.training.recipe import DALLERecipe, LoopRecipe
 
 LOCK = ".lock"
 # What a run writes to its folder; its config.yaml may have been put there to train from
@@ -211,7 +212,10 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
 def _part_hashes(recipe: LoopRecipe) -> dict[str, str]:
     """Hashes of the tokenizers and of the CLIP that a recipe names."""
     sources = {key: value for key, value in to_dict(recipe).items() if key.endswith("tokenizer") or key == "clip"}
-    return {key: model_folder.folder_hash(resolve(value)) for key, value in sources.items() if value}
+    places = {key: resolve(value) for key, value in sources.items() if value}
+    if isinstance(recipe, DALLERecipe):
+        places["image_tokenizer"] = image_tokenizer_folder(recipe)
+    return {key: model_folder.folder_hash(place) for key, place in places.items()}
 
 
 def _data_hash(data: AnyDataConfig) -> str:

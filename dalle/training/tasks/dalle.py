@@ -31,6 +31,7 @@ from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding, build, keep_unsharded
 from dalle.training.init_from import initial_weights, load_initial
+from dalle.training.init_image_tokenizer import image_tokenizer_folder
 from dalle.training.lora import add_lora, changes, merged
 from dalle.training.planning.memory import sampling_budget
 from dalle.training.planning.plan import operations
@@ -71,13 +72,12 @@ class DALLETask(Task):
             self.text_tokenizer = T5Encoder.load(str(resolve(recipe.text_tokenizer)), device)
         else:
             self.text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
-        self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
+        images = image_tokenizer_folder(recipe)
+        self.image_tokenizer = load_image_tokenizer(images).to(device)
         self._check_tokenizers()
         if isinstance(recipe.data, TokenShardsConfig):
             # Codes of another tokenizer are numbers too: training would run, and images be noise
-            recipe.data.check_tokenizer(
-                model_folder.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer
-            )
+            recipe.data.check_tokenizer(model_folder.folder_hash(images), recipe.image_tokenizer)
         self.model = build(self._make, device, sharding, _FSDP_METHODS)
         self.state = nn.ModuleDict({"model": self.model})
         if recipe.lora is not None:  # checkpoints contain the adapters only
@@ -207,7 +207,8 @@ class DALLETask(Task):
         """Write a model folder with its tokenizers and CLIP; LoRA adapters are merged into the weights."""
         recipe = self.recipe
         config = {"stage": recipe.stage, "model": to_dict(recipe.model), "sampling": to_dict(recipe.sampling)}
-        sources: dict[str, str | None] = {"image_tokenizer": recipe.image_tokenizer, "clip": recipe.clip}
+        images = image_tokenizer_folder(recipe)
+        sources: dict[str, str | Path | None] = {"image_tokenizer": images, "clip": recipe.clip}
         if isinstance(self.text_tokenizer, T5Encoder):
             config["text_encoder"] = recipe.text_tokenizer
         else:

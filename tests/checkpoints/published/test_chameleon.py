@@ -42,10 +42,11 @@ GRID: dict[str, Any] = {"grid": ROWS}
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
     base = tmp_path_factory.mktemp("anole")
-    own, same = model_of(False), model_of(True)
+    own, same, few = model_of(False), model_of(True), model_of(False, layers=1, kv_heads=1)
     return {
         "transformers": (own, write_transformers(own, base / "a")),
         "meta": (same, write_meta(same, base / "b")),
+        "one head of keys": (few, write_transformers(few, base / "c")),
     }
 
 
@@ -55,7 +56,7 @@ def next_logits(model: Any, ids: list[int]) -> Tensor:
         return model.lm_head(model.model(input_ids=torch.tensor([ids])).last_hidden_state)[0]
 
 
-@pytest.mark.parametrize("layout", ["transformers", "meta"])
+@pytest.mark.parametrize("layout", ["transformers", "meta", "one head of keys"])
 def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str, tuple[Any, Path]]) -> None:
     reference, folder = both[layout]
     found = read_model(folder, None, GRID)
@@ -134,7 +135,7 @@ def test_lumina_has_sizes_in_the_prompt_and_ends_of_rows(
 def test_the_fused_step_has_the_norms_of_each_head(both: dict[str, tuple[Any, Path]]) -> None:
     model = dalle.load_model(both["transformers"][1], **GRID)
     text = torch.tensor([prompt("a fox")])
-    codes = torch.randint(CODES, (1, 9), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(CODES, (1, ROWS**2), generator=torch.Generator().manual_seed(1))
     check_fused_step(model, text, codes)
 
 

@@ -244,7 +244,7 @@ def test_shapes_of_the_published_sizes(
     with torch.device("meta"):
         names = janus.deepseek_state(janus.model_of(layers=1)).items()
     state: dict[str, torch.Tensor] = {}
-    sizes = {janus.WORDS: 102_400, janus.WIDTH: width, 112: hidden, janus.CODES: 16_384, 8: 8}
+    sizes = {janus.WORDS: 102_400, janus.WIDTH: width, 96: hidden, janus.CODES: 16_384, 8: 8}
     for name, value in names:
         if name.startswith(("gen_vision_model.", "vision_model.", "aligner.")):
             continue

@@ -184,7 +184,7 @@ def test_text_features_of_t5_condition_the_model(tmp_path: Path, monkeypatch: py
     folder = folders.llamagen(tmp_path / "theirs", "t2i")
     encoder = T5Encoder.__new__(T5Encoder)
     encoder.width = folders.T5_WIDTH
-    monkeypatch.setattr("dalle.checkpoints.hub._fetch", lambda repository, file: tmp_path)
+    monkeypatch.setattr("dalle.checkpoints.hub._fetch", lambda repository, file, weights: tmp_path)
     monkeypatch.setattr(T5Encoder, "load", classmethod(lambda *arguments: encoder))
     monkeypatch.setattr(T5Encoder, "encode", lambda self, texts, length: features()[: len(texts)])
     pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", text_encoder="some/t5", heads=2)

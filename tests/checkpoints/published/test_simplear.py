@@ -72,7 +72,7 @@ def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str,
 def test_the_fused_step_has_grouped_heads_and_their_biases(both: dict[str, tuple[Any, Path]]) -> None:
     model = dalle.load_model(both["one file"][1], **GRID)
     text = torch.tensor([prompt("a fox")])
-    codes = torch.randint(CODES, (1, 9), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(CODES, (1, ROWS**2), generator=torch.Generator().manual_seed(1))
     check_fused_step(model, text, codes)
 
 

@@ -32,13 +32,13 @@ def tokenizer() -> Any:
     return byte_level(special, 400)
 
 
-def model_of(same_norms: bool, layers: int = 2) -> Any:
+def model_of(same_norms: bool, layers: int = 2, kv_heads: int = HEADS) -> Any:
     """The model of transformers; `same_norms`: with those of the 7B, which are the same for each head."""
     import transformers
 
     config = transformers.ChameleonConfig(
         vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, rms_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        num_key_value_heads=kv_heads, rms_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2,
         vocabulary_map=tokenizer().get_vocab() | {"<image>": 28},
         vq_config={"base_channels": 32, "embed_dim": 8, "num_embeddings": CODES, "latent_channels": 8,
                    "resolution": 16, "channel_multiplier": [1, 1], "num_res_blocks": 1},
@@ -109,7 +109,13 @@ def write_meta(model: Any, folder: Path) -> Path:
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer/text_tokenizer.json").write_text(tokenizer().to_str())
     write_images(folder / "tokenizer/vqgan.ckpt")
-    yaml = {"model": {"params": {"embed_dim": 8, "n_embed": CODES, "ddconfig": {"resolution": 2 * ROWS}}}}
+    # Whatever its class is called
+    yaml = {
+        "model": {
+            "target": "inference.vqgan.VQModel",
+            "params": {"embed_dim": 8, "n_embed": CODES, "ddconfig": {"resolution": 2 * ROWS}},
+        }
+    }
     (folder / "tokenizer/vqgan.yaml").write_text(json.dumps(yaml))
     return folder
 

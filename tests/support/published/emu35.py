@@ -16,7 +16,7 @@ from support.published.autoencoders import random_state
 from support.published.emu3 import CODES, EXTRA, VISION, ids_of, image_start, ranks, special, write_words
 from support.published.language_models import randomize
 
-ROWS, WIDTH, HEAD = 4, 64, 24
+ROWS, WIDTH, HEAD = 4, 64, 32
 
 
 @cache

@@ -48,7 +48,7 @@ def model_of(seed: int = 0, layers: int = 2) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    text = {"model_type": "llama", "hidden_size": WIDTH, "intermediate_size": 112, "num_hidden_layers": layers}
+    text = {"model_type": "llama", "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": layers}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": WORDS, "rms_norm_eps": 1e-6}
     vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
     vision |= {"projection_dim": WIDTH, "num_image_tokens": ROWS**2}

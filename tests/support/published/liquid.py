@@ -10,7 +10,7 @@ from typing import Any
 from support.published.chameleon import CODES, write_images
 from support.published.language_models import LINES, randomize
 
-ROWS, WIDTH, HEADS, HEAD = 4, 48, 2, 32  # heads wider than width / heads, as Gemma 7B's
+ROWS, WIDTH, HEADS, HEAD = 4, 64, 4, 32  # heads wider than width / heads, as Gemma 7B's
 
 
 @cache
@@ -31,7 +31,7 @@ def model_of() -> Any:
     import transformers
 
     config = transformers.GemmaConfig(
-        vocab_size=tokenizer().get_vocab_size() + CODES, hidden_size=WIDTH, intermediate_size=112, num_hidden_layers=2,
+        vocab_size=tokenizer().get_vocab_size() + CODES, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=HEAD, hidden_act="gelu_pytorch_tanh",
     )  # fmt: skip
     return randomize(transformers.GemmaForCausalLM(config), scale=2.0)

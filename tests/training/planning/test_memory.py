@@ -15,20 +15,26 @@ import torch
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
+from dalle.training.lora import LoRAConfig, add_lora, changes
 from dalle.training.optim import EMA, OptimConfig, build_optimizer
 from dalle.training.planning.memory import cache_bytes, memory
-from dalle.training.planning.setup import ModelSize, Precision, TrainSetup
+from dalle.training.planning.setup import Adapters, ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
 from support.model_sizes import IMAGES, SIZES, with_checkpointing
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 
 
-def measured(config: DALLEConfig, precision: Precision, accumulation: int, scratch: Path) -> int:
+def measured(
+    config: DALLEConfig, precision: Precision, accumulation: int, scratch: Path, lora: LoRAConfig | None = None
+) -> int:
     """Bytes at the highest moment of an step: weights, moments, average, and what the profiler sees come and go."""
     torch.manual_seed(0)
     model = DALLE(config)
-    optimizer, average = build_optimizer(model, OptimConfig()), EMA(model, 0.9)
+    if lora is not None:
+        add_lora(model, lora)
+    trained = model if lora is None else changes(model)
+    optimizer, average = build_optimizer(trained, OptimConfig()), None if lora is not None else EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
@@ -39,13 +45,15 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
                 loss = losses["image"] * 7 / 8 + (losses["text"] / 8 if config.text_head else 0)
             loss.backward()
             del losses, loss
-        torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
+        torch.nn.utils.clip_grad_norm_(list(trained.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     training_step()  # makes the moments
     peak = peak_of(training_step, scratch)
-    own = [*model.parameters()] + [average.state[name] for name, _ in model.named_parameters()]
+    own = [*model.parameters()]
+    if average is not None:
+        own += [average.state[name] for name, _ in model.named_parameters()]
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     return peak + sum(tensor.nbytes for tensor in own + moments)
 
@@ -85,6 +93,22 @@ def test_planned_memory_equals_the_measured_peak(
     near = 0.1 if name in ("sparse", "language model") and checkpointing else 0.05
     assert planned.peak == pytest.approx(found, rel=near)
     assert planned.peak - held == pytest.approx(found - held, rel=2 * near)  # the part that is no plain sum of weights
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_planned_memory_of_lora_equals_the_measured_peak(
+    checkpointing: bool, precision: Precision, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    config, lora = with_checkpointing(SIZES["language model"], checkpointing), LoRAConfig(rank=4)
+    adapters = Adapters.of(config, lora)
+    found = measured(config, precision, 1, tmp_path, lora)
+    setup = TrainSetup("ddp", 1, IMAGES, 1, checkpointing, precision, average=False, adapters=adapters, on_cpu=True)
+    planned = memory(ModelSize.of(config), setup)
+    held = planned.weights + planned.moments
+    assert planned.peak == pytest.approx(found, rel=0.1)
+    assert planned.peak - held == pytest.approx(found - held, rel=0.2)
 
 
 @pytest.mark.slow

@@ -120,7 +120,10 @@ WRONG = {
     "no devices": (["--gpus", "0"], "gpus is 0; it must be at least 1"),
     "more than all": (["--utilization", "1.5"], "utilization is 1.5; it must be above 0 and at most 1"),
     "nothing left": (["--spare", "1"], "spare is 1.0; it must be at least 0 and below 1"),
-    "lora": (["lora={}", "optim.ema=null"], "lora trains few: set lora=null"),
+    "no layer for lora": (
+        ["lora.targets=[gate]", "optim.ema=null"],
+        "no layer has a name of lora.targets: this model's",
+    ),
     "another stage": (["stage=clip"], "dalle plan: "),
 }
 
