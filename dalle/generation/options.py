@@ -37,6 +37,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, dict[str, 
     return EngineOptions(**engine), {name: value for name, value in options.items() if name not in engine}
 
 
+COLDEST = 1e-9
+"""The lowest temperature beside 0: logits divided by a lower one may overflow, and 0 takes the same token."""
+
+
 @config
 class SamplingConfig:
     """How a token is sampled from logits: the only declaration of the sampling options."""
@@ -59,6 +63,10 @@ class SamplingConfig:
             raise ValueError(f"guidance_until is {self.guidance_until}; it must be 0 or more image tokens")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (the most likely token) or more")
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be 0 (the most likely token) or at least {COLDEST:g}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1 (omit it to keep all codes)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
