@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import time
 from types import FrameType
 from typing import Any
@@ -51,7 +52,6 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
         **(given or {}),
     )
     unclip = None if settings.unclip is None else UnCLIP.from_pretrained(settings.unclip, device=settings.device)
-    log.info("http://%s:%d/v1 serves; Ctrl-C or SIGTERM stops it in order", settings.host, settings.port)
     server(create_app(pipe, settings, unclip), settings).run()
 
 
@@ -82,6 +82,14 @@ class GracefulServer(uvicorn.Server):
         self.worker, self.patience = worker, patience
         self.until: float | None = None
         self.trim = trimmer()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where: with port 0 it is only known now."""
+        await super().startup(sockets)
+        for one in [one for listener in self.servers for one in listener.sockets] if self.started else []:
+            host, port = one.getsockname()[:2]
+            where = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+            log.info("page: %s, API: %sv1; Ctrl-C or SIGTERM stops it in order", where, where)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ TOKEN = "0123456789abcdef-test"
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    return [json.loads(record.getMessage()) for record in caplog.records if record.name == "dalle.server"]
+    """The lines of requests; what is told at the start is no JSON."""
+    texts = [record.getMessage() for record in caplog.records if record.name == "dalle.server"]
+    return [json.loads(text) for text in texts if text.startswith("{")]
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -56,6 +59,15 @@ def test_metrics_count_requests_images_tokens_and_seconds(tiny_model: Path) -> N
     assert values["dalle_images_total"] == "3" and values["dalle_image_tokens_total"] == "48"
     assert {"dalle_queue_images", "dalle_batch_images", "dalle_batch_size_count"} <= values.keys()
     assert float(values["dalle_drawing_seconds_total"]) > 0
+
+
+def test_address_is_told_once_it_listens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dalle.server")
+    with running(tiny_model) as served:
+        until = time.monotonic() + 30
+        while not caplog.text and time.monotonic() < until:
+            time.sleep(0.01)
+        assert f"page: {served.url}/, API: {served.url}/v1;" in caplog.text
 
 
 def test_only_this_machine_is_served_unless_told() -> None:
