@@ -110,6 +110,20 @@ def test_stop_ends_generation_and_the_next_request_runs(there: Opened, monkeypat
     there.check()
 
 
+def test_tiles_without_an_image_are_square_in_a_row_of_their_own(there: Opened) -> None:
+    width, height = there.page.locator("#grid").evaluate(
+        """grid => {
+            const tile = document.createElement("button");
+            tile.className = "tile";
+            grid.append(tile);
+            const { width, height } = tile.getBoundingClientRect();
+            tile.remove();
+            return [width, height];
+        }"""
+    )
+    assert width == pytest.approx(height, abs=1)
+
+
 def test_more_like_this_and_from_the_top_half_keep_rows(
     there: Opened, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
