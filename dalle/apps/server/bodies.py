@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
 from dalle.config import descriptions
 from dalle.generation.options import SamplingConfig
 
 MAX_SEED = 2**63 - 1
+
+_SIZE = re.compile("^(auto|[0-9]{1,5}x[0-9]{1,5})$")
 
 
 class Body(BaseModel):
@@ -31,6 +34,14 @@ class Body(BaseModel):
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object: send {...} with the fields of the endpoint")
         return {name: value for name, value in values.items() if value is not None}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true for 1, as Python does; forms send numbers as text, so that `strict` is too strict."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no value of it")
+        return value
 
 
 _SAMPLING = tuple(one.name for one in fields(SamplingConfig))
@@ -56,7 +67,7 @@ class ImagesBody(_SamplingBody):
 
     n: int = Field(1, ge=1, le=MAX_SEED)
     """Number of images in the answer."""
-    size: str | None = Field(None, pattern=r"^(auto|\d{1,5}x\d{1,5})$")
+    size: str | None = Field(None, json_schema_extra={"pattern": _SIZE.pattern})
     """WIDTHxHEIGHT: images are drawn in it by a model that draws several sizes, else resized from the model's size at
     the end; auto is the model's size."""
     response_format: Literal["b64_json", "url"] | None = None
@@ -84,6 +95,13 @@ class ImagesBody(_SamplingBody):
     moderation: Literal["auto", "low"] | None = None
     safety_identifier: str | None = Field(None, max_length=1000)
     input_fidelity: Literal["high", "low"] | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _width_and_height(cls, value: str | None) -> str | None:
+        if value is not None and not _SIZE.fullmatch(value):
+            raise ValueError("give WIDTHxHEIGHT, such as 64x64, or auto")
+        return value
 
     def sampling(self) -> dict[str, Any]:
         """Options of SamplingConfig that are given."""

@@ -38,14 +38,17 @@ class ApiError(Exception):
         status: int = 400,
         code: str | None = None,
         retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after = retry_after
+        self.retry_after, self.headers = retry_after, headers or {}
 
     def response(self) -> JSONResponse:
         """The answer."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+        headers = dict(self.headers)
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 401:
             # RFC 9110 wants it with 401
             headers["WWW-Authenticate"] = "Bearer"
@@ -59,12 +62,16 @@ class ApiError(Exception):
 
 def from_validation(error: ValidationError) -> ApiError:
     """The first thing wrong with a body, by the name of its field."""
-    return _refused(error.errors(include_url=False, include_context=False)[0])
+    errors = error.errors(include_url=False)
+    # Of a field that may be a text or a list, pydantic says for each what is wrong: what got furthest was meant
+    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
+    # Behind the field's name are those of pydantic's types, "list[str]", and places in a list
+    return _refused({**first, "loc": [part for i, part in enumerate(first["loc"]) if i == 0 or isinstance(part, int)]})
 
 
 def _refused(first: Mapping[str, Any]) -> ApiError:
     """What pydantic says of one field; names and values of any length may have been sent."""
-    param = ".".join(str(part)[:100] for part in first["loc"]) or None
+    param = printable(".".join(str(part)[:100] for part in first["loc"])) or None
     # Where nothing was given, pydantic's input is the whole body
     given = "" if first["type"] in ("missing", "json_invalid") else f" (given: {_short(first['input'])})"
     if first["type"] == "extra_forbidden":
@@ -72,6 +79,8 @@ def _refused(first: Mapping[str, Any]) -> ApiError:
     name = "the body" if param is None else param
     # pydantic puts this in front of the text of our own validators
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "too_short":  # "List should have at least 2 items after validation, not 1"
+        message = f"give {first['ctx']['min_length']} at least"
     return ApiError(f"{name}: {message}{given}", param, code="invalid_value")
 
 
@@ -89,13 +98,19 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path[:100]}: {str(error.detail).lower()}"
-        return ApiError(message, status=error.status_code).response()
+        message = f"{request.method} {printable(request.url.path[:100])}: {str(error.detail).lower()}"
+        # RFC 9110 wants Allow with 405
+        return ApiError(message, status=error.status_code, headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def unexpected_error(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return ApiError("the server failed at this request; its log says why", status=500).response()
+
+
+def printable(name: str) -> str:
+    """A name that somebody sent, in one line: line breaks, and characters that turn the text around, are escaped."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _short(value: object) -> str:

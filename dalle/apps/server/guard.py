@@ -63,6 +63,8 @@ class Guard:
             return
         started, status, unread = time.perf_counter(), 0, False
         request = Request(scope)
+        # RFC 9110: HEAD wherever GET is, with the same head; uvicorn sends no body, as it reads the outer scope
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         path: str = scope["path"]
         scope.setdefault("state", {})
         guarded = not (path in _OPEN or path.startswith(_STATIC))
@@ -84,7 +86,7 @@ class Guard:
                 client = scope["state"]["client"] = self._client(request)
                 self.running[client] += 1
                 self._check(request, client)
-            await self.app(scope, self._limited(receive), sending)
+            await self.app(inner, self._limited(receive), sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
         except Exception as error:
@@ -97,7 +99,7 @@ class Guard:
             if client is not None:
                 self.running[client] -= 1
                 self.running += Counter()  # drops those without a request
-            route = scope.get("route")
+            route = inner.get("route")
             name = getattr(route, "path", "other")
             seconds = time.perf_counter() - started
             if guarded:

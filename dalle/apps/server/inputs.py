@@ -16,8 +16,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
+from starlette.types import Message
 
-from dalle.apps.server.errors import ApiError, from_validation
+from dalle.apps.server.errors import ApiError, from_validation, printable
 from dalle.images.read import UnreadableImage, decode_image
 
 B = TypeVar("B", bound=BaseModel)
@@ -48,10 +49,10 @@ async def read_json(request: Request, schema: type[B]) -> B:
         # Python reads NaN and Infinity as numbers, which JSON does not have
         values = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
         if _SURROGATE.search(text):
-            json.dumps(values, ensure_ascii=False).encode()  # fails at half of a pair, which is no character
+            json.dumps(values, ensure_ascii=False).encode()  # fails at half of a pair
         return validated(schema, values)
     except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is no JSON: {error}", code="invalid_json") from None
+        raise ApiError(f"the body is no JSON: {_reason(error)}", code="invalid_json") from None
 
 
 async def read_form(request: Request) -> Form:
@@ -61,20 +62,33 @@ async def read_form(request: Request) -> Form:
         ApiError: it is none, or has too many fields, or one of them twice.
     """
     _content_type(request, "multipart/form-data")
-    form = Form()
+    form, tail = Form(), b""
+
+    async def receiving() -> Message:
+        nonlocal tail
+        message = await request.receive()
+        tail = (tail + message.get("body", b""))[-100:]
+        return message
+
     try:
-        async with request.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=2**20) as given:
+        async with Request(request.scope, receiving).form(
+            max_files=_FILES, max_fields=_FIELDS, max_part_size=2**20
+        ) as given:
             for name, value in given.multi_items():
                 if isinstance(value, UploadFile):
                     # OpenAI's client names a field with several files image[]
                     form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
                 elif name in form.fields:
                     raise ApiError(f"the field {name} is there twice", name)
+                elif value and name.removesuffix("[]") in ("image", "mask"):
+                    raise ApiError(f"{name} is a text: send it as a file of the form (curl -F {name}=@FILE)", name)
                 elif value or name in _TEXTS:
                     form.fields[name] = value
     except (MultiPartException, HTTPException) as error:
         detail = error.message if isinstance(error, MultiPartException) else error.detail
         raise ApiError(f"the form cannot be read: {detail}") from None
+    if tail and not tail.rstrip().endswith(b"--"):  # the parser drops a part that has no end, and says nothing
+        raise ApiError("the form is cut off: its last boundary is missing", code="invalid_form")
     return form
 
 
@@ -150,8 +164,24 @@ def transparent_mask(image: Image.Image, param: str) -> Image.Image:
 
 def _content_type(request: Request, wanted: str) -> None:
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise ApiError(f"the content encoding is {packed[:100]}: send the body as it is", status=415)
     if given != wanted:
         raise ApiError(f"the content type is {given or 'not given'}: send {wanted}", status=415)
+
+
+def _reason(error: Exception) -> str:
+    """Why JSON cannot be read, without advice for who programs in Python."""
+    if isinstance(error, UnicodeEncodeError):
+        return "half of a surrogate pair is no character"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not in UTF-8 (byte {error.start})"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if "int_max_str_digits" in str(error):
+        return "a number has too many digits"
+    return str(error)
 
 
 def _no_number(text: str) -> float:
@@ -163,5 +193,5 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ApiError(f"the field {twice[:100]} is there twice", twice[:100])
+        raise ApiError(f"the field {printable(twice[:100])} is there twice", printable(twice[:100]))
     return found

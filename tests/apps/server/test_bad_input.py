@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import io
 import json
 import socket
@@ -67,11 +68,17 @@ JSON: dict[str, tuple[dict[str, Any], str, str]] = {
     "n huge": ({"prompt": "a", "n": 10**9}, "n", "at most 10 images"),
     "n text": ({"prompt": "a", "n": "many"}, "n", "n: "),
     "unknown field": ({"prompt": "a", "gidance": 3}, "gidance", "there is no field gidance"),
-    "size": ({"prompt": "a", "size": "big"}, "size", "size: "),
+    "true n": ({"prompt": "a", "n": True}, "n", "true and false are no value"),
+    "true seed": ({"prompt": "a", "seed": False}, "seed", "true and false are no value"),
+    "true guidance": ({"prompt": "a", "guidance": True}, "guidance", "true and false are no value"),
+    "lines in a field's name": ({"prompt": "a", "x\ny\u202e": 1}, "x\\ny\\u202e", "there is no field x\\ny\\u202e"),
+    "size": ({"prompt": "a", "size": "big"}, "size", "size: give WIDTHxHEIGHT"),
+    "size in other digits": ({"prompt": "a", "size": "٣٢x٣٢"}, "size", "size: give WIDTHxHEIGHT"),
     "huge size": ({"prompt": "a", "size": "99999x99999"}, "size", "pixels"),
     "zero size": ({"prompt": "a", "size": "0x64"}, "size", "pixels"),
     "top_k": ({"prompt": "a", "top_k": 0}, "top_k", "top_k is 0"),
     "temperature": ({"prompt": "a", "temperature": -1}, "temperature", "temperature is -1"),
+    "tiny temperature": ({"prompt": "a", "temperature": 1e-300}, "temperature", "or at least 1e-09"),
     "seed": ({"prompt": "a", "seed": -1}, "seed", "seed: "),
     "last seed": ({"prompt": "a", "seed": 2**63 - 1, "n": 2}, "seed", "the last must be"),
     "fewer candidates": ({"prompt": "a", "n": 4, "candidates": 2}, "candidates", "as many at least"),
@@ -100,12 +107,13 @@ def test_wrong_json_fields_are_named(served: Running, name: str) -> None:
     ("content", "kind", "status", "message"),
     [
         (b"{", "application/json", 400, "no JSON"),
-        (b"[" * 100_000, "application/json", 400, "no JSON"),
-        (b"\xff\xfe", "application/json", 400, "no JSON"),
+        (b"[" * 100_000, "application/json", 400, "nested too deeply"),
+        (b"\xff\xfe", "application/json", 400, "not in UTF-8"),
+        (b'{"prompt": "a", "n": ' + b"9" * 6000 + b"}", "application/json", 400, "a number has too many digits"),
         (b'{"prompt": "a", "guidance": NaN}', "application/json", 400, "no JSON"),
-        (b'{"prompt": "\\ud83d"}', "application/json", 400, "surrogates not allowed"),
+        (b'{"prompt": "\\ud83d"}', "application/json", 400, "half of a surrogate pair"),
         (b'{"prompt": "\xed\xa0\xbd"}', "application/json", 400, "no JSON"),
-        (b'{"\\udc00": 1}', "application/json", 400, "surrogates not allowed"),
+        (b'{"\\udc00": 1}', "application/json", 400, "half of a surrogate pair"),
         ('{"prompt": "a"}'.encode("utf-16"), "application/json", 400, "no JSON"),
         (b'{"prompt": "a", "' + b"x" * 9999 + b'": 1}', "application/json", 400, "there is no field " + "x" * 100),
         (b"[]", "application/json", 400, "no JSON object"),
@@ -119,6 +127,63 @@ def test_wrong_bodies_are_refused(served: Running, content: bytes, kind: str, st
     with served.http() as http:
         answer = http.post("/v1/images/generations", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"image": "", "labels": ["a"]}, "labels", "labels: give 2 at least (given: ['a'])"),
+        ({"image": "", "labels": {"a": [], "b": [3]}}, "labels.0", "valid string (given: 3)"),
+        ({"image": 5, "labels": ["a", "b"]}, "image", "image: Input should be a valid string (given: 5)"),
+        ({"image": ["", 3], "labels": ["a", "b"]}, "image.1", "image.1: Input should be a valid string (given: 3)"),
+    ],
+)
+def test_fields_of_several_types_are_named_without_the_types(
+    served: Running, body: dict[str, Any], param: str, message: str
+) -> None:
+    with served.http() as http:
+        error = http.post("/v1/classify", json=body).json()["error"]
+    assert error["param"] == param and message in error["message"]
+
+
+def test_forms_that_are_cut_off_are_refused(served: Running) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\na\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    with served.http() as http:
+        for content in (part % b"prompt" + part % b"seed", part % b"prompt" + (part % b"seed")[:-3]):
+            answer = http.post("/v1/images/variations", content=content, headers=headers)
+            assert answer.status_code == 400 and "cut off" in answer.json()["error"]["message"]
+
+
+def test_image_as_text_is_asked_for_as_a_file(served: Running) -> None:
+    with served.http() as http:
+        answer = http.post("/v1/images/variations", files={"image": (None, "cat.png")})
+    assert answer.status_code == 400 and "send it as a file" in answer.json()["error"]["message"]
+
+
+def test_packed_bodies_are_refused(served: Running) -> None:
+    with served.http() as http:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        answer = http.post("/v1/images/generations", content=gzip.compress(b'{"prompt": "a"}'), headers=headers)
+    assert answer.status_code == 415 and "gzip" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/v1/models", "/healthz", "/readyz", "/metrics"])
+def test_head_is_get_without_the_body(served: Running, path: str) -> None:
+    with served.http() as http:
+        head, get = http.head(path), http.get(path)
+    assert head.status_code == get.status_code == 200 and head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("HEAD", "/v1/paint", "POST"), ("PUT", "/v1/images/generations", "POST"), ("DELETE", "/v1/models", "GET")],
+)
+def test_refused_methods_say_what_is_allowed(served: Running, method: str, path: str, allowed: str) -> None:
+    with served.http() as http:
+        answer = http.request(method, path)
+    assert answer.status_code == 405 and answer.headers["allow"] == allowed
 
 
 def test_chunked_bodies_are_limited_too(served: Running) -> None:
