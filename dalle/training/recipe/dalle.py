@@ -47,6 +47,9 @@ class DALLERecipe:
     without it."""
     code_noise: Decay = 0.0
     """Probability of replacing an image token in the model's input by a random code; targets are unchanged."""
+    prefix_noise: Probability = 0.0
+    """Fraction of the images of whose image tokens most or all are replaced so, that the caption must be read to
+    predict them; about 0.5 where images are learned by their first tokens instead."""
     bpe_dropout: Probability = 0.1
     """Probability of dropping a BPE merge in training."""
     caption_dropout: Probability = 0.1

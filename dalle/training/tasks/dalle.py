@@ -40,6 +40,7 @@ from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
 
 _NOISE_STREAM = 1  # separates the random numbers for code noise from others with the same seed
+_RATE_STREAM = 4  # and those for how much of an image is noise
 _SAMPLES = 8  # candidates per prompt in sample images
 _SAMPLE_BATCH_SIZE = 8  # candidates that a sharded model samples at a time
 # Methods besides `forward` that need the weights gathered
@@ -128,7 +129,7 @@ class DALLETask(Task):
         own = recipe.model.dropped_ids
         text = torch.where(rows, repeated(own, text, recipe.model) if own else self.model.null_text(text), text)
         codes = batch.codes(self.image_tokenizer, self.device)
-        read = with_noise(codes, recipe.code_noise, recipe.model.image_vocab, batch.seeds)
+        read = with_noise(codes, noise_rates(recipe, batch.seeds), recipe.model.image_vocab, batch.seeds)
         return Inputs(to_device(self.device, text), codes, read)
 
     def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
@@ -222,25 +223,42 @@ class DALLETask(Task):
         model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
 
 
-def with_noise(codes: Tensor, probability: float, vocabulary: int, seeds: list[int]) -> Tensor:
+def noise_rates(recipe: DALLERecipe, seeds: list[int]) -> list[float]:
+    """For each image, the probability with which a code of it is replaced in the model's input.
+
+    It is `code_noise`, but for a fraction `prefix_noise` of the images: 1 for a third of these, and between 0.4 and 1
+    for the others.
+    """
+    rates = [recipe.code_noise] * len(seeds)
+    if recipe.prefix_noise:
+        for row, seed in enumerate(seeds):
+            chosen, which, rate = np.random.default_rng((seed, _RATE_STREAM)).random(3)
+            if chosen < recipe.prefix_noise:
+                rates[row] = 1.0 if which < 1 / 3 else max(recipe.code_noise, 0.4 + 0.6 * rate)
+    return rates
+
+
+def with_noise(codes: Tensor, rates: list[float], vocabulary: int, seeds: list[int]) -> Tensor:
     """Replace random codes by uniformly random ones.
 
     Teacher forcing never shows the model its own sampling errors; training on noisy inputs prepares it for them (word
     dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words). It also makes it harder to
-    memorize an image by its first codes.
+    memorize an image by its first codes. Where most codes are replaced, only the caption tells what the image shows:
+    after a few true codes it adds next to nothing, so that little would be learned of it.
 
     Args:
         codes: int64 [B, N].
-        probability: probability of replacing a code.
+        rates: for each image, the probability of replacing a code of it.
         vocabulary: number of different codes.
         seeds: seed of each pair, on which alone its noise depends.
 
     Returns:
         int64 [B, N].
     """
-    if not probability:
+    if not any(rates):
         return codes
     # Two numbers per code: whether, and by what
     uniform = [np.random.default_rng((seed, _NOISE_STREAM)).random((2, codes.shape[1])) for seed in seeds]
     replaced, value = to_device(codes.device, torch.from_numpy(np.stack(uniform, 1)))  # [B, N] each
-    return torch.where(replaced < probability, (value * vocabulary).long(), codes)
+    threshold = to_device(codes.device, torch.tensor(rates, dtype=torch.float64))[:, None]
+    return torch.where(replaced < threshold, (value * vocabulary).long(), codes)

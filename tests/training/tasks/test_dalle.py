@@ -14,7 +14,7 @@ from dalle.config import from_dict
 from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
-from dalle.training.tasks.dalle import DALLETask, with_noise
+from dalle.training.tasks.dalle import DALLETask, noise_rates, with_noise
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH
 
 
@@ -73,9 +73,29 @@ def test_code_noise_replaces_the_given_share_of_input_codes(task: DALLETask, mon
     other = noisy.read != noisy.codes
     expected = 0.3 * (1 - 1 / CODES)  # one of all codes is the right one
     assert other.double().mean() == pytest.approx(expected, abs=4 * (0.25 / other.numel()) ** 0.5)
-    drawn = torch.bincount(with_noise(plain.codes, 0.999, CODES, list(range(count))).flatten(), minlength=CODES)
+    drawn = torch.bincount(
+        with_noise(plain.codes, [0.999] * count, CODES, list(range(count))).flatten(), minlength=CODES
+    )
     assert drawn.min() > 0.8 * drawn.double().mean() and len(drawn) == CODES
     assert other.double().mean(0).std() < 0.05 and not torch.equal(other[0], other[1])
+
+
+def test_prefix_noise_hides_most_codes_of_some_images(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 900
+    images = torch.randint(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, prefix_noise=0.5, code_noise=0.1))
+    noisy = task.inputs(Batch(images, ["a"] * count, list(range(count)), []))
+    again = task.inputs(Batch(images[5:9], ["a"] * 4, [5, 6, 7, 8], []))
+    assert torch.equal(noisy.read[5:9], again.read)  # whatever the batch around
+    rates = np.array(noise_rates(task.recipe, list(range(count))))
+    assert set(rates[rates < 0.4]) == {0.1} and rates.max() == 1
+    deviation = (0.25 / count) ** 0.5
+    assert (rates > 0.1).mean() == pytest.approx(1 / 2, abs=4 * deviation)
+    assert (rates == 1).mean() == pytest.approx(1 / 6, abs=4 * deviation)
+    assert rates[(rates > 0.1) & (rates < 1)].mean() == pytest.approx(0.7, abs=0.03)
+    other = (noisy.read != noisy.codes).double().mean(1).numpy()  # one of all codes is the right one
+    expected = rates * (1 - 1 / CODES)
+    assert abs(other - expected).mean() < 0.25 and (other - expected).mean() == pytest.approx(0, abs=0.02)
 
 
 def test_loss_has_smoothing_and_code_noise_and_logged_loss_has_no_smoothing(
