@@ -22,10 +22,12 @@ from dalle.images import video
 
 
 def line(parts: Path, out: Path, *more: str, prompt: str = "लाल दिल | text:-0.3") -> list[str]:
-    """A command line that paints little; of options given twice the last holds."""
+    """A command line that paints little; options of `more` replace the usual ones."""
     usual = ["--steps", "4", "--cutouts", "2", "--augment", "none", "--device", "cpu", "--out", str(out)]
     models = ["--image-tokenizer", str(parts / "image_tokenizer"), "--clip", str(parts / "clip")]
-    return ["paint", prompt, *usual, *models, *more]
+    options = [*usual, *models]
+    kept = [words for words in zip(options[::2], options[1::2], strict=True) if words[0] not in more]
+    return ["paint", prompt, *(word for words in kept for word in words), *more]
 
 
 def only(out: Path) -> Path:
