@@ -22,12 +22,15 @@ from dalle.cli.parser import CommandLine
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 
-# Modules of dalle/cli, in the order of --help
-COMMANDS = (
-    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "eval_clip", "eval_probe", "eval_unclip"),
-    *("judge", "export", "convert", "inspect", "classify", "index", "search", "paint"),
-    *("assemble", "vary", "blend", "edit", "serve"),
-)
+# Modules of dalle/cli and the scripts, in the order of --help
+GROUPS = {
+    "Generate": ("sample", "vary", "blend", "edit", "paint", "serve"),
+    "Train": ("train", "encode", "plan", "find_batch", "report"),
+    "Evaluate": ("eval", "eval_classify", "eval_clip", "eval_probe", "eval_unclip", "judge"),
+    "Models": ("export", "assemble", "convert", "inspect"),
+    "Search": ("index", "search", "classify"),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names if name not in scripts.SCRIPTS)
 _EVALS = ("classify", "clip", "probe", "unclip")  # commands of two words; a folder of that name must be written ./clip
 _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 
@@ -82,12 +85,27 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
+class _GroupedCommands(argparse.HelpFormatter):
+    """Help with a heading before the first command of each group."""
+
+    def _format_action(self, action: argparse.Action) -> str:
+        heading = next((title for title, names in GROUPS.items() if names[0] == action.dest), None)
+        text = super()._format_action(action)
+        return text if heading is None else f"\n{' ' * (self._current_indent - 2)}{heading}:\n{text}"
+
+
 def _parser() -> CommandLine:
-    parser = CommandLine("dalle", description="Text-to-image: sample, train, measure, share, search, paint.")
+    parser = CommandLine(
+        "dalle",
+        description="Text-to-image: sample, train, measure, share, search, paint.",
+        formatter_class=_GroupedCommands,
+    )
     parser.add_argument("--version", action="version", version=f"dalle {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
-    scripts.add(commands)
-    for name in COMMANDS:
+    for name in (name for names in GROUPS.values() for name in names):
+        if name in scripts.SCRIPTS:
+            scripts.add(commands, name)
+            continue
         module = importlib.import_module(f"dalle.cli.{name}")
         module.add(commands)
         purpose = (module.__doc__ or "").partition("\n")[0].partition(": ")[2]  # python -m dalle NAME: PURPOSE

@@ -212,6 +212,7 @@ def test_commands_in_the_docs_parse() -> None:
                     else []
                 )
                 words = words[1:] if words[:1] == ["$"] else words
+                words = words[: words.index("&")] if "&" in words else words
                 if "train.py" in words:
                     check_training(words[words.index("train.py") + 1 :], where)
                 elif words[:2] in (["python", "sample.py"], ["dalle", "sample"]):

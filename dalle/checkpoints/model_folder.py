@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def save(
     parts: Mapping[str, Path] | None = None,
     storage: Storage | None = None,
     card: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a model folder atomically.
 
@@ -48,6 +49,7 @@ def save(
         parts: folders of components, which are copied into it by name and recorded with their hashes.
         storage: dtype in which floating-point tensors are stored; None keeps theirs.
         card: text of its README.md.
+        progress: called after each tensor with the bytes that are written and those of all tensors.
 
     Raises:
         NotFiniteError: a weight is nan or infinite; an existing `folder` is unchanged.
@@ -55,7 +57,7 @@ def save(
     """
     check_target(folder)
     with atomic_folder(folder) as new:
-        _write(tensors, folder, new, storage)
+        _write(tensors, folder, new, storage, progress)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
             # Cards of components are not copied: their images and relative links would break.
@@ -97,10 +99,16 @@ def _holds_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in HASHED) or read_config(folder).get("stage") == "unclip"
 
 
-def _write(tensors: Tensors, folder: Path, new: Path, storage: Storage | None) -> None:
+def _write(
+    tensors: Tensors,
+    folder: Path,
+    new: Path,
+    storage: Storage | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Write the weights to `new`, which will become `folder`."""
     try:
-        write_tensors(tensors, new / WEIGHTS, storage, finite=True)
+        write_tensors(tensors, new / WEIGHTS, storage, finite=True, progress=progress)
     except NotFiniteError as error:
         raise NotFiniteError(f"{folder} is not written: {error}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -87,6 +87,7 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     *,
     finite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a safetensors file, one tensor in memory at a time.
 
@@ -98,6 +99,7 @@ def write_tensors(
         storage: dtype in which floating-point tensors are stored; None keeps theirs.
         metadata: strings for the file's header.
         finite: whether to reject nan and infinity.
+        progress: called after each tensor with the bytes that are written and those of all tensors.
 
     Raises:
         NotFiniteError: a value is nan or infinite, or becomes infinite in the storage dtype.
@@ -109,7 +111,7 @@ def write_tensors(
         key=lambda entry: (-entry[1].dtype.itemsize, entry[0])
     )  # the library's order, largest dtypes first, which aligns every tensor
     header: dict[str, Mapping[str, object]] = {} if metadata is None else {"__metadata__": metadata}
-    at = 0
+    at = written = 0
     for name, tensor in entries:
         size = tensor.shape.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
@@ -131,5 +133,8 @@ def write_tensors(
                     )
                 )
             handle.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            written += value.nbytes
             drop_pages(value)
+            if progress is not None:
+                progress(written, at)
     file.chmod(file.parent.stat().st_mode & 0o666)  # readable by whoever can read the folder

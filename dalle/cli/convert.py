@@ -9,6 +9,7 @@ from typing import Any
 from dalle.cli.export import DTYPES
 from dalle.config import apply_overrides
 
+_PATIENCE = 2.0  # seconds of writing after which a progress bar appears
 GIVEN = (
     "facts that the files do not contain, for example heads=16 (docs/checkpoints.md), or image_size=64 to use an image "
     "tokenizer, also one of ours, at another size than it was trained at"
@@ -29,17 +30,27 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from dalle.checkpoints.published.convert import convert
     from dalle.files import check_folder
 
     check_folder(args.out, "OUT")
-    found = convert(
-        args.source,
-        args.out,
-        args.dtype,
-        image_tokenizer=args.image_tokenizer,
-        text_tokenizer=args.text_tokenizer,
-        prior=args.prior,
-        given=apply_overrides({}, args.given),
-    )
+    with tqdm(unit="B", unit_scale=True, desc="writing", dynamic_ncols=True, delay=_PATIENCE, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            if total != bar.total:  # the next file of an unCLIP
+                bar.reset(total)
+            bar.update(done - bar.n)
+
+        found = convert(
+            args.source,
+            args.out,
+            args.dtype,
+            image_tokenizer=args.image_tokenizer,
+            text_tokenizer=args.text_tokenizer,
+            prior=args.prior,
+            given=apply_overrides({}, args.given),
+            progress=show,
+        )
     print(f"{args.out}: {found.family}; license of the weights: {found.license}")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from dalle.cli.streams import reader_is_gone
+from dalle.files import printable
 
 _LONGEST = 2000  # characters of a line
 # What to do about errors of the operating system
@@ -25,7 +26,7 @@ _ADVICE = {
 
 def print_error(program: str, error: object) -> int:
     """Print an error to stderr, each line prefixed by the program's name; returns the exit code 2."""
-    lines = (_shortened(line) for line in str(error).splitlines())
+    lines = (_shortened(printable(line)) for line in str(error).splitlines())
     print("\n".join(f"{program}: {line}" for line in lines), file=sys.stderr)
     return 2
 

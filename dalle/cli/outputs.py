@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,8 +84,10 @@ def slug(prompt: str) -> str:
     if not words.strip():
         words = " ".join(unicodedata.name(c, "") for c in prompt if unicodedata.category(c) == "So").lower()
     # File systems limit bytes; half a character is dropped
-    short = "-".join(words.split()).encode()[:60].decode(errors="ignore")
-    return short.strip("-") or "empty"
+    short = "-".join(words.split()).encode()[:60].decode(errors="ignore").strip("-")
+    # In the locale C without UTF-8 mode no other name can be written
+    written = short.encode(sys.getfilesystemencoding(), "ignore").decode(sys.getfilesystemencoding())
+    return written.strip("-") or ("prompt" if short else "empty")
 
 
 def file_record(file: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.vqgan_clip.api import load_painter
     from dalle.cli.interrupt import SignalHandler
-    from dalle.cli.outputs import new_folder, slug
+    from dalle.cli.outputs import slug
     from dalle.files import check_file, check_folder
     from dalle.images.video import check_video
 
@@ -80,7 +81,7 @@ def _run(args: argparse.Namespace) -> None:
     parsed = describe(parse_text(options.prompt)) if options.prompt else None
     if parsed is not None:
         print(f"dalle paint: read as {parsed}", file=sys.stderr)
-    run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
+    run = _PaintingFiles(painter, f"{slug(options.prompt)}-{options.seed}", args)
     start, metrics, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar
     with (
@@ -129,15 +130,26 @@ def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
 
 
 class _PaintingFiles:
-    """Writes the files of one painting: image.png, state.safetensors, frames and a video."""
+    """Writes the files of one painting: image.png, state.safetensors, frames and a video.
 
-    def __init__(self, painter: Painter, folder: Path, args: argparse.Namespace) -> None:
-        self.painter, self.folder, self.args = painter, folder, args
-        self.frames = folder / "frames"
+    Args:
+        painter: what paints.
+        name: name of the folder of the files, in `args.out`.
+        args: the command line.
+    """
+
+    def __init__(self, painter: Painter, name: str, args: argparse.Namespace) -> None:
+        self.painter, self.name, self.args = painter, name, args
         self.texts = self._texts()
         if args.video is not None:
-            self.frames.mkdir()
             self._frame()  # before the first step
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the files. It is created with the first one: before that, nothing is left at an interrupt."""
+        from dalle.cli.outputs import new_folder
+
+        return new_folder(self.args.out, self.name)
 
     def after_step(self) -> None:
         """Write the files that are due after a step."""
@@ -159,7 +171,7 @@ class _PaintingFiles:
         self._state()
         if self.args.video is not None:
             # One by one: they may not fit in memory together
-            frames = (read_image(file) for file in sorted(self.frames.glob("*.png")))
+            frames = (read_image(file) for file in sorted((self.folder / "frames").glob("*.png")))
             write_video(frames, self.args.video, self.args.fps)
 
     def paths(self) -> dict[str, str]:
@@ -173,6 +185,7 @@ class _PaintingFiles:
         save_state(self.painter, self.folder / "state.safetensors")
 
     def _frame(self) -> None:
+        (self.folder / "frames").mkdir(exist_ok=True)
         self._image(f"frames/{self.painter.step:06d}.png")
 
     def _image(self, name: str) -> None:

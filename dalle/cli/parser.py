@@ -48,8 +48,9 @@ class _StoreOnce(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
         given = parser.given if isinstance(parser, CommandLine) else {}
-        if option_string and given.setdefault(self.dest, values) != values:
-            parser.error(f"{option_string} is given twice, {given[self.dest]} and {values}: give it once")
+        first = given.setdefault(self.dest, values)
+        if option_string and first is not values and first != values:  # nan is not equal to itself
+            parser.error(f"{option_string} is given twice, {first} and {values}: give it once")
         setattr(namespace, self.dest, values)
 
 

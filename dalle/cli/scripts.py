@@ -15,10 +15,9 @@ SCRIPTS = {
 }
 
 
-def add(commands: Any) -> None:
-    """Add both to the subparsers of `dalle`, for its --help only: the scripts parse their arguments."""
-    for name, text in SCRIPTS.items():
-        commands.add_parser(name, help=text, add_help=False)
+def add(commands: Any, name: str) -> None:
+    """Add a script to the subparsers of `dalle`, for its --help only: the scripts parse their arguments."""
+    commands.add_parser(name, help=SCRIPTS[name], add_help=False)
 
 
 def run_script(name: str, argv: Sequence[str]) -> int:

@@ -108,8 +108,9 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
         return
     hints = field_types(cls)
     for key, value in data.items():
-        if key in hints and _new_value(key, value) != value:
-            yield f"{path}{key}: {value} is called {_new_value(key, value)} now"
+        new = _new_value(key, value)
+        if key in hints and new is not value and new != value:  # NaN is not equal to itself
+            yield f"{path}{key}: {value} is called {new} now"
         elif key in hints:
             yield from _mistakes(hints[key], value, f"{path}{key}.")
         else:

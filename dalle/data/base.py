@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dalle.files import printable
 from dalle.images.read import Crop, UnreadableImage, square_image
 
 
@@ -34,7 +35,7 @@ class BadRecord(ValueError):
     """A record that cannot be used. The loader skips it, counts it and logs its name."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}")
+        super().__init__(printable(f"{name}: {reason}"))
         self.name, self.reason = name, reason
 
     def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from dalle.data.base import BadRecord, PairDataset, PairStream
 from dalle.data.custom.dataset import CustomDataset
 from dalle.data.custom.stream import CustomStream, StreamValidation
-from dalle.files import write_text
+from dalle.files import printable, write_text
 
 _TRIES = 20  # records to try for a readable example
 _MAX_COUNTED = 100_000  # largest set whose captions are counted, which takes a few seconds
@@ -97,8 +97,8 @@ def _example(data: PairDataset) -> str:
         except BadRecord:
             continue
         return _shown(pair.key or f"number {number}", pair.caption)
-    return f"none: the first {_TRIES} are broken"
+    return f"none of the first {min(_TRIES, len(data))} can be read"
 
 
 def _shown(name: str, caption: str) -> str:
-    return f"{name}: {caption if len(caption) <= _MAX_CHARS else caption[:_MAX_CHARS] + '...'}"
+    return f"{printable(name)}: {caption if len(caption) <= _MAX_CHARS else caption[:_MAX_CHARS] + '...'}"

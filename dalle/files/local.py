@@ -25,7 +25,13 @@ CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() els
 _HASH_BLOCK = 1 << 20  # bytes read at a time
 _PART = ".part-"  # prefix of unfinished files
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # errors of writing, mostly unnamed
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
+
+
+def printable(text: str) -> str:
+    """The text with escapes for control characters: names of files may hold line breaks and a terminal's commands."""
+    return text.translate(_CONTROLS)
 
 
 @contextmanager

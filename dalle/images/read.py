@@ -40,6 +40,15 @@ EXTENSIONS = (
 )
 # The formats of these extensions only, not all that Pillow reads: it would hand an EPS to Ghostscript, which runs it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+# What such a file begins with, whatever its name says: phones write HEIC that is called .jpg
+_OTHER_FORMATS = {
+    "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmx]|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
+    "PDF": rb"%PDF-",
+    "ZIP": rb"PK\x03\x04",
+    "gzip": rb"\x1f\x8b",
+    "PSD": rb"8BPS",
+}
 # The exceptions that Pillow's readers raise on broken files.
 _BROKEN = (
     OSError,
@@ -192,6 +201,9 @@ def _describe_content(data: bytes) -> str:
     """Why no reader recognized the file."""
     if not data:
         return "the file is empty"
+    for name, start in _OTHER_FORMATS.items():
+        if re.match(start, data, re.DOTALL):
+            return f"it is a {name} file, which is not read: convert it"
     # Control characters that text does not have
     if not re.search(rb"[\x00-\x08\x0e-\x1f]", data[:512]):
         lines = data[:200].decode("utf-8", "replace").split("\n")

@@ -11,11 +11,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from dalle.config import to_dict
-from dalle.data import open_data, open_training
+from dalle.data import open_training
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import PairStream
 from dalle.data.batch import Batch, check_batch_memory
-from dalle.data.loader import batches, evaluation_batches
+from dalle.data.loader import batches
 from dalle.data.summary import Summary, record_and_compare, summarize
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import BestTracker, check_not_nan, validations
@@ -32,9 +32,8 @@ from dalle.training.run.log import RunLog, start_sharding
 from dalle.training.run.run_dir import changed_options, check_run_dir, describe, open_run_dir, resume_command
 from dalle.training.skipped_steps import SkippedStepMonitor, StopSignal
 from dalle.training.tasks import build_task
-from dalle.training.train_step import evaluated, seed_noise
-
-_EVALUATION_BATCH = 32  # images of a batch in validation; also how many validation images `sample` is given
+from dalle.training.train_step import seed_noise
+from dalle.training.validation import Validation
 
 
 class Run:
@@ -46,6 +45,7 @@ class Run:
         task: modules, losses and metrics of the stage.
         optimizers: one per phase of the task.
         ema: EMA weights; None if they are disabled.
+        validation: measures the weights and samples from them.
         compressors: PowerSGD state per phase; empty if gradients are all-reduced in full.
         log: metrics.jsonl, trackers, progress bar.
         start: number of steps completed before this process started.
@@ -74,15 +74,12 @@ class Run:
         self.ema = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
         compressed = run.powersgd is not None and self.world > 1
         self.compressors = {p.name: PowerSGD(run.powersgd) for p in task.phases} if compressed and run.powersgd else {}
-        # Validation and sampling are done by the main process alone, unless the weights are sharded: gathering them
-        # takes every process
-        self.participates = self.accelerator.is_main_process or self.sharding is not None
         # Before the folder: a mistake in the recipe or the data must not leave one behind that looks like a run
         check_batch_memory(run.batch_size // self.world, task.image_size)
         data = open_training(recipe.data, task.image_size)
         if not isinstance(data, PairStream):
             task.check_data(len(data), run.batch_size)
-        self.validation_data = open_data(recipe.data, "validation", task.image_size)
+        self.validation = Validation(recipe, accelerator, task, self.ema, self.sharding is not None)
         self.bad = BadRecordCounter(recipe.data.max_bad)
         self.lock, self._resumes = open_run_dir(recipe, self.accelerator)
         self.start = self.step = self._restore() if self._resumes else 0
@@ -101,12 +98,11 @@ class Run:
             world=self.world,
             workers=run.workers,
         )
+        # Before the progress bar, behind which an error would continue its line
+        summary = summarize(data, self.validation.data) if self.accelerator.is_main_process else None
         # After restoring: it cuts off what metrics.jsonl says of steps behind the checkpoint, which come again
         self.log = RunLog(recipe, self.accelerator, self.start, task)
-        self._announce(
-            summarize(data, self.validation_data) if self.accelerator.is_main_process else None,
-            changes if recipe.resume is True else [],
-        )
+        self._announce(summary, changes if recipe.resume is True else [])
         self._skipped = SkippedStepMonitor(self.log, run.max_skipped, run.dir)
         self.should_stop = StopSignal(self.accelerator)
         task.model.train()
@@ -269,33 +265,13 @@ class Run:
             NaNMetricError: a metric is NaN.
         """
         with self._saved_if_it_fails():
-            metrics = self._metrics()
+            metrics = self.validation.metrics(self.step, self.log, self.bad)
         check_not_nan(self.step, metrics, self.options.dir)
         return self.best.add(self.step, metrics)
 
-    def _metrics(self) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        if self.participates:
-            with self.log.activity("validating"), evaluated(self.task.model, self.ema) as model:
-                limit = self.options.validation_images
-                metrics = self.task.validate(
-                    model,
-                    evaluation_batches(self.validation_data, _EVALUATION_BATCH, limit=limit, report=self.bad.add),
-                )
-                self.log.validation(self.step, metrics)
-        return dict(broadcast_object_list([metrics])[0])  # all processes must agree on the best step
-
     def sample(self) -> None:
         """Log sample images, if the stage has any."""
-        if self.participates:
-            with self.log.activity("sampling"), evaluated(self.task.model, self.ema) as model:
-                size = _EVALUATION_BATCH
-                # The same images each time
-                first = next(evaluation_batches(self.validation_data, size, limit=size, report=self.bad.add))
-                samples = self.task.sample_images(model, first)
-            if samples is not None and self.accelerator.is_main_process:
-                self.log.samples(self.step, samples)
-        self.accelerator.wait_for_everyone()
+        self.validation.sample(self.step, self.log, self.bad)
 
     def finish(self) -> bool:
         """Print how the run ended; returns whether it is complete."""

@@ -515,3 +515,16 @@ def test_absurd_number_of_layers_is_refused_before_any_is_built(
         ValueError, match=rf"config.yaml: {'.'.join(keys)} is 99,999, but the weights have only \d+ ten"
     ):
         load(folder)
+
+
+def test_progress_counts_the_bytes_that_are_written(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(2, dtype=torch.int64)}
+    save(
+        tmp_path / "m",
+        {"stage": "clip", "model": {}},
+        tensors,
+        storage="float16",
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(16, 46), (46, 46)]  # the largest type first; floats are stored in 2 bytes

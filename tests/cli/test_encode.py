@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 import train
 from dalle.__main__ import main
@@ -155,6 +156,26 @@ def test_two_encodings_in_one_folder_are_refused(
         assert (out / ".part-1-train.parquet").exists()
     assert main(given) == 0
     assert {path.suffix for path in out.iterdir()} == {".parquet", ".json"}
+
+
+def test_broken_records_alone_are_an_error_and_read_again_when_mended(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in "abc":
+        (images / f"{name}.png").write_bytes(b"")
+        (images / f"{name}.txt").write_text(f"image {name}")
+    given = ["encode", str(recipe(tiny_parts, tmp_path, {"kind": "pairs", "path": str(images)})), str(out)]
+    given += ["--device", "cpu"]
+    assert main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("dalle encode: all 3 records of train are broken, for example a.png: the file is empty")
+    for name in "abc":
+        Image.new("RGB", (16, 16), "red").save(images / f"{name}.png")
+    assert main(given) == 0
+    shards = read_index(out, TokenProvenance).shards
+    assert shards is not None and sum(shard.rows for shard in shards["train"]) == 3
 
 
 @pytest.mark.slow

@@ -94,3 +94,8 @@ def test_part_on_a_full_disk_names_its_file(kind: Kind, name: str, tmp_path: Pat
         part.add([image])
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / name))
     assert caught.value.strerror == os.strerror(errno.EFBIG)
+
+
+def test_names_are_what_the_locale_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    assert [slug("केरा"), slug("a red केरा on ice"), slug("")] == ["prompt", "a-red--on-ice", "empty"]

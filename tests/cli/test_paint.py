@@ -22,10 +22,12 @@ from dalle.images import video
 
 
 def line(parts: Path, out: Path, *more: str, prompt: str = "लाल दिल | text:-0.3") -> list[str]:
-    """A command line that paints little; of options given twice the last holds."""
+    """A command line that paints little; options of `more` replace the usual ones."""
     usual = ["--steps", "4", "--cutouts", "2", "--augment", "none", "--device", "cpu", "--out", str(out)]
     models = ["--image-tokenizer", str(parts / "image_tokenizer"), "--clip", str(parts / "clip")]
-    return ["paint", prompt, *usual, *models, *more]
+    options = [*usual, *models]
+    kept = [words for words in zip(options[::2], options[1::2], strict=True) if words[0] not in more]
+    return ["paint", prompt, *(word for words in kept for word in words), *more]
 
 
 def only(out: Path) -> Path:
@@ -105,6 +107,18 @@ def test_interrupted_painting_keeps_its_image_and_resumes(
     assert "has done all 2 steps: give more with --steps" in capsys.readouterr().err
 
 
+def test_painting_broken_off_before_its_first_image_leaves_no_folder(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(painter: Painter) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Painter, "take_step", interrupted)
+    assert main(line(tiny_parts, tmp_path / "out")) == 130
+    assert capsys.readouterr().err.endswith("dalle paint: stopped\n")
+    assert not list(tmp_path.iterdir())
+
+
 def big(path: Path) -> Path:
     """A file that says it is a PNG of 20,000 x 20,000 pixels."""
     Image.new("1", (20_000, 20_000)).save(path)
@@ -120,7 +134,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no multiple": (["--size", "30x17"], "size is 30x17: this image tokenizer paints multiples of 4; give 32x16"),
     "no size": (["--size", "large"], "size is 'large': give WIDTHxHEIGHT"),
     "huge": (["--size", "90000x90000"], "give from 1 to 67,108,864 pixels"),
-    "huge init": (["--init", "BIG"], "the image cannot be decoded (Image size (400000000 pixels)"),
+    "huge init": (["--init", "BIG"], "it has more than 67,108,864 pixels"),
     "video as init": (["--init", "FILM"], "is not an image in a supported format"),
     "no init": (["--init", "nowhere.png"], "nowhere.png: no such image"),
     "mask of another size": (["--init", "DOT", "--mask", "GIF"], "mask is 9x7 and init 1x1"),

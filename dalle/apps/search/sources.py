@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
 from dalle.data.custom.columns import image_column
-from dalle.data.custom.folder import FolderSource, count_unsupported
+from dalle.data.custom.folder import FolderSource, count_unsupported, no_images
 from dalle.data.custom.open_source import expand_pattern, is_hub_id
 from dalle.data.custom.parquet import hub_source, parquet_source, parse_image_cell
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record
@@ -115,7 +115,7 @@ def read_item(row: dict[str, object], source: Source) -> Record:
                 count = table.metadata.row_group(group).num_rows
                 if number < count:
                     found = table.read_row_group(group, [column]).column(column)[number].as_py()
-                    image, fault = parse_image_cell(found)
+                    image, fault = parse_image_cell(found, [Path(file).parent])
                     return Record(path, image=image, fault=fault)
                 number -= count
     except (OSError, ValueError) as error:  # gone, or no longer the table that it was
@@ -129,7 +129,7 @@ def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
     by_ending = {ending: [file for file in files if file.suffix.lower() == ending] for ending in (".parquet", ".tar")}
     images = any(file.suffix.lower() in EXTENSIONS for file in files)
     if not images and not any(by_ending.values()):
-        raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
+        raise no_images(root, files, ".parquet", ".tar")
     log_ignored(root, found.ignored + count_unsupported(files, ".parquet", ".tar"))
     if images:
         yield from _of_files(FolderSource(root, files, source.caption, captioned=False).rows())
@@ -145,7 +145,7 @@ def _of_file(file: Path, source: Source) -> Iterator[Item | str]:
     if ending == ".parquet":
         yield from _of_table(file, source)
     elif ending == ".tar":
-        yield from _of_files(TarSource([file], source.image, source.caption).rows())
+        yield from _of_files(TarSource([file], source.image, source.caption, captioned=False).rows())
     else:
         yield from _of_files(FolderSource(file.parent, [file], source.caption, captioned=False).rows())
 

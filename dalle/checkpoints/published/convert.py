@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer
 
 _Source = str | Path | None
+_Progress = Callable[[int, int], None] | None
 _CARD = """# {name}
 
 {family}, converted from {source}; the weights are those published there.
@@ -45,6 +46,7 @@ def convert(
     text_tokenizer: _Source = None,
     prior: _Source = None,
     given: Mapping[str, Any] | None = None,
+    progress: _Progress = None,
 ) -> Published | PublishedUnCLIP:
     """Convert published weights to a model folder, which all loaders and recipes accept.
 
@@ -57,6 +59,7 @@ def convert(
         prior: of Kandinsky 2.2, which is published apart from its decoder.
         given: what the files do not record; for an image tokenizer `image_size`, if its images are to have another side
             in pixels than those it was trained on. Image tokenizers of ours are converted so too.
+        progress: called after each tensor of each file of weights with the bytes written and those of the file.
 
     Returns:
         The converted model.
@@ -70,11 +73,11 @@ def convert(
     given = dict(given or {})
     ours = (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path)
     if "image_size" in given and ours:
-        return _convert_own_tokenizer(path, out, storage, given)
+        return _convert_own_tokenizer(path, out, storage, given, progress)
     stage = stage_of(path)
     if stage == "unclip":
         unclip = read_unclip(path, None if prior is None else resolve(prior))
-        _write_unclip(out, unclip, path.name, storage)
+        _write_unclip(out, unclip, path.name, storage, progress)
         return unclip
     if prior is not None:
         raise ValueError(f"prior is for an unCLIP, and {source} is none: leave it out")
@@ -86,25 +89,27 @@ def convert(
             more: dict[str, Any] = {"sampling": to_dict(model.sampling)}
             if model.model.config.text_features is not None:
                 more["text_encoder"] = model.text_source
-            _write(out, stage, model.model, model_summary(model), path.name, storage, parts, more)
+            _write(out, stage, model.model, model_summary(model), path.name, storage, parts, more, progress)
             return model.model
         if stage == "clip":
             found = read_clip(path, given)
             parts = {} if found.config.missing == "text" else _clip_parts(found, path, text_tokenizer, scratch)
         else:
             found, parts = _resized(read_image_tokenizer(path), given, source), {}
-        _write(out, stage, found, summary(found), path.name, storage, parts, {})
+        _write(out, stage, found, summary(found), path.name, storage, parts, {}, progress)
         return found
 
 
-def _convert_own_tokenizer(path: Path, out: Path, storage: Storage, given: Mapping[str, Any]) -> Published:
+def _convert_own_tokenizer(
+    path: Path, out: Path, storage: Storage, given: Mapping[str, Any], progress: _Progress
+) -> Published:
     folder = ModelFolder(path)
     if folder.config.get("stage") != "image_tokenizer":
         raise ValueError(f"image_size: {path} is of stage {folder.config.get('stage')!r}; expected an image tokenizer")
     config = from_dict(ImageTokenizerConfig, renamed(folder.config["model"]), folder.origin)
     own = Published("image tokenizer", "as stated in its card", config, folder.tensors(), [])
     found = _resized(own, given, path)
-    _write(out, "image_tokenizer", found, summary(found), path.name, storage, {}, {})
+    _write(out, "image_tokenizer", found, summary(found), path.name, storage, {}, {}, progress)
     return found
 
 
@@ -133,7 +138,7 @@ def _clip_parts(found: Published, path: Path, text_tokenizer: _Source, scratch: 
     return {"text_tokenizer": scratch / "text_tokenizer"}
 
 
-def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage) -> None:
+def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage, progress: _Progress) -> None:
     """A folder as `dalle.checkpoints.unclip.assemble` writes it: the CLIP lies there once, beside all parts."""
     for part in (found.clip, *found.parts.values()):
         # Before the first file is written: these are gigabytes
@@ -143,7 +148,8 @@ def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Stora
         words = Path(scratch) / "text_tokenizer"
         found.words.save(words)
         clip = {"stage": "clip", "model": to_dict(found.clip.config), "origin": origin}
-        model_folder.save(new / "clip", clip, found.clip.tensors, parts={"text_tokenizer": words}, storage=storage)
+        own = {"text_tokenizer": words}
+        model_folder.save(new / "clip", clip, found.clip.tensors, parts=own, storage=storage, progress=progress)
         recorded = {"clip": {"path": "clip", "sha256": model_folder.folder_hash(new / "clip")}}
         for name, part in found.parts.items():
             stage = "prior" if name == "prior" else "autoencoder" if name == "autoencoder" else "diffusion"
@@ -153,7 +159,7 @@ def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Stora
             if name in ("prior", "decoder"):
                 # Relative, so that the folder can be moved; the hash notices another CLIP in its place
                 config["parts"] = {"clip": {"path": "../clip", "sha256": recorded["clip"]["sha256"]}}
-            model_folder.save(new / name, config, part.tensors, storage=storage)
+            model_folder.save(new / name, config, part.tensors, storage=storage, progress=progress)
             recorded[name] = {"path": name, "sha256": model_folder.folder_hash(new / name)}
         model_folder.write_config(new, {"stage": "unclip", "model": {}, "parts": recorded, "origin": origin})
         lines = f"Parts: {', '.join(recorded)}. License of the weights: {found.license}."
@@ -190,9 +196,10 @@ def _write(
     storage: Storage | None,
     parts: Mapping[str, Path],
     more: Mapping[str, Any],
+    progress: _Progress = None,
 ) -> None:
     found.check(without_weights(found.config), source)  # before anything is written
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source, summary=description)
-    model_folder.save(out, config, found.tensors, parts=parts, storage=storage, card=card)
+    model_folder.save(out, config, found.tensors, parts=parts, storage=storage, card=card, progress=progress)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import logging
 import re
 from collections.abc import Iterable
 from typing import Any
+
+from dalle.data.custom.texts import decode_text
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,7 @@ CAPTIONS = ("caption", "captions", "text", "texts", "txt")
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img")
 
 _MAX_CHARS = 10_000  # of a caption
+_SHOWN = 40  # characters of a wrong caption that a message quotes
 _MAX_NAMED = 1000  # long captions of which each is named once
 
 
@@ -53,10 +55,22 @@ def _log_long(start: str, length: int) -> None:
     log.warning("a caption of %s characters is cut to %s: %r...", f"{length:,}", f"{_MAX_CHARS:,}", start)
 
 
+def caption_fault(value: Any) -> str | None:
+    """Why no caption is left of a value: what it is in place of text; None if it is text, a number or nothing."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    wrong = [each for each in values if isinstance(each, (bool, dict, list, tuple))]
+    if not wrong or clean_captions(value):
+        return None
+    shown = repr(wrong[0])
+    return (
+        f"its caption is a {type(wrong[0]).__name__}, {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}: "
+        "expected text, or a list of texts"
+    )
+
+
 def _text(value: Any) -> str | None:
     if isinstance(value, bytes):
-        marked = value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return value.decode("utf-16" if marked else "utf-8")
+        return decode_text(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:  # nan is an empty cell
         return str(value)
     return value if isinstance(value, str) else None

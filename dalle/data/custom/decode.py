@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dalle.data.base import BadRecord, Pair, read_image
 from dalle.data.custom.config import CustomConfig
-from dalle.data.custom.records import Record, image_bytes, sample_caption
+from dalle.data.custom.records import EMPTY, Record, image_bytes, sample_caption
 from dalle.images.read import Crop
 
 
@@ -15,7 +15,7 @@ def decode_record(record: Record, config: CustomConfig, image_size: int, seed: i
         BadRecord: the record cannot be used.
     """
     if record.fault is None and not record.captions:
-        raise BadRecord(record.key, "its caption is empty")
+        raise BadRecord(record.key, record.caption_fault or EMPTY)
     # A fault of the record itself is raised here, with a better reason than that it has no caption
     content = image_bytes(record)
     if seed is None:

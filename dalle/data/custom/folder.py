@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from dalle.data.custom.columns import CAPTIONS, caption_column, clean_captions, has_captions
-from dalle.data.custom.metadata import METADATA, read_rows
-from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
-from dalle.data.custom.walk import count_by_extension, extension, log_ignored, normalized_name, walk
+from dalle.data.custom.columns import CAPTIONS, caption_column, caption_fault, clean_captions, has_captions
+from dalle.data.custom.metadata import file_name_column, is_metadata, read_rows
+from dalle.data.custom.records import EMPTY, FileSpan, Record, RecordIndex, Shard, Source, require_utf8
+from dalle.data.custom.texts import parse_json
+from dalle.data.custom.walk import count_by_extension, describe_ignored, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 
 _TEXTS = (".txt", ".caption")  # extensions of sidecar files
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet")  # of files that may hold captions of all images
 _STATISTICS = "_stats.json"  # written by img2dataset beside its shards
 
 
@@ -28,6 +31,7 @@ class FolderSource(Source):
         caption: caption column of the metadata, or extension of the sidecar files ("json.ENTRY": an entry of
             NAME.json); None tries the usual names.
         captioned: whether images without a caption are left out.
+        others: files of other splits, whose rows of the metadata are left out.
 
     Attributes:
         index: the records.
@@ -37,23 +41,27 @@ class FolderSource(Source):
         ValueError: there are no images or no captions, or a metadata file cannot be read or lists a missing image.
     """
 
-    def __init__(self, root: Path, files: list[Path], caption: str | None, captioned: bool = True):
-        metadata = [file for file in files if file.name in METADATA]
+    def __init__(
+        self,
+        root: Path,
+        files: list[Path],
+        caption: str | None,
+        captioned: bool = True,
+        others: Collection[Path] = (),
+    ):
+        metadata = [file for file in files if is_metadata(file)]
         images = [file for file in files if extension(file) in EXTENSIONS]
         sidecars = _SidecarCaptions(files, caption)
         if not captioned:
             records = _all_images(root, metadata, files, images, caption, sidecars)
         elif metadata:
-            records = _read_metadata(root, metadata, files, caption)
+            records = _read_metadata(root, metadata, files, caption, others=others)
         elif not images:
-            raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
+            raise no_images(root, files, ".parquet", ".tar")
         else:
             records = [sidecars.record(root, image) for image in images]
             if not any(record.captions for record in records):
-                raise ValueError(
-                    f"{root} holds images but no captions: expected metadata.jsonl, metadata.csv or "
-                    f"NAME{sidecars.extensions[0]} beside NAME{images[0].suffix}"
-                )
+                raise _no_captions(root, files, images, sidecars, records)
         self.index = RecordIndex(map(require_utf8, records))
         taken = {record.image.file for record in records if isinstance(record.image, FileSpan)}
         self.ignored = _count_ignored(
@@ -114,22 +122,48 @@ class _SidecarCaptions:
         ]
         self.used.append(text)
         try:
-            content = text.read_bytes()
-            captions = self._entry(content) if extension(text) == ".json" else clean_captions(content, lines=True)
+            is_json, content = extension(text) == ".json", text.read_bytes()
+            value = self._entry(content) if is_json else content
+            captions = clean_captions(value, lines=not is_json)
         except (OSError, ValueError) as error:  # invalid JSON or UTF-8
             return Record(key, fault=f"{text.name} cannot be read ({error})")
-        return Record(key, captions, FileSpan(str(image)))
+        return Record(key, captions, FileSpan(str(image)), None, caption_fault(value))
 
-    def _entry(self, content: bytes) -> tuple[str, ...]:
-        entries = json.loads(content)
+    def _entry(self, content: bytes) -> Any:
+        entries = parse_json(content)
         found = [entries[name] for name in self.entries if isinstance(entries, dict) and name in entries]
-        return clean_captions(found[0]) if found else ()
+        return found[0] if found else None
 
 
 def has_sidecar_captions(files: list[Path], caption: str | None) -> bool:
     """Whether any image among these files has a sidecar file."""
     sidecars = _SidecarCaptions(files, caption)
     return any(sidecars.of(file) is not None for file in files if extension(file) in EXTENSIONS)
+
+
+def no_images(root: Path, files: list[Path], *readable: str) -> ValueError:
+    """The error for a folder without images, with what is there in their place."""
+    there = describe_ignored(count_by_extension(files))
+    expected = f"expected {', '.join(EXTENSIONS)}{''.join(f', {other}' for other in readable)} files in it"
+    return ValueError(f"{root} holds no images: {expected}{f'; found {there}' if there else ''}")
+
+
+def _no_captions(
+    root: Path, files: list[Path], images: list[Path], sidecars: _SidecarCaptions, records: list[Record]
+) -> ValueError:
+    """The error for images of which none has a caption: why the first has none, and which files may hold them."""
+    expected = f"metadata.jsonl, metadata.csv or NAME{sidecars.extensions[0]} beside NAME{images[0].suffix}"
+    message = f"{root} holds images but no captions: expected {expected}"
+    read = {str(file) for file in sidecars.used}
+    if read:
+        first = next(record for record, image in zip(records, images, strict=True) if sidecars.of(image) is not None)
+        message += f"; {first.key}: {first.fault or first.caption_fault or EMPTY}"
+    others = [file for file in files if extension(file) in _TABLES and str(file) not in read]
+    if others:
+        message += (
+            f"; there is {others[0].relative_to(root)}: name it metadata.csv, with the columns file_name and text"
+        )
+    return ValueError(message)
 
 
 def _count_ignored(files: list[Path], used: set[str], metadata: bool) -> Counter[str]:
@@ -164,7 +198,7 @@ def _all_images(
 ) -> list[Record]:
     """A record for every image, with or without captions."""
     if not images:
-        raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)} in it")
+        raise no_images(root, files)
     listed = {
         record.key: record for record in (_read_metadata(root, metadata, files, caption, False) if metadata else [])
     }
@@ -192,37 +226,50 @@ def image_files(path: str | Path) -> list[Record]:
     walked = walk(root)
     found = [file for file in walked.files if extension(file) in EXTENSIONS]
     if not found:
-        raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)} in it")
+        raise no_images(root, walked.files)
     log_ignored(root, walked.ignored + count_unsupported(walked.files))
     return [require_utf8(Record(str(file), (), FileSpan(str(file)))) for file in found]
 
 
 def _read_metadata(
-    root: Path, metadata: list[Path], files: list[Path], caption: str | None, captioned: bool = True
+    root: Path,
+    metadata: list[Path],
+    files: list[Path],
+    caption: str | None,
+    captioned: bool = True,
+    others: Collection[Path] = (),
 ) -> list[Record]:
-    """Records from metadata files. Several rows for one image give it several captions."""
+    """Records from metadata files, without those of `others`. Several rows for one image give it several captions."""
+    elsewhere = {normalized_name(file) for file in others}
     by_name = {normalized_name(file): file for file in files}
     captions: dict[Path, list[str]] = {}
+    faults: dict[Path, str | None] = {}
     for file in metadata:
         rows = list(read_rows(file))
         if not rows:
             raise ValueError(f"{file} is empty: expected a row for each image, with file_name and a caption")
         columns = list(dict.fromkeys(name for _, row in rows for name in row))
-        if "file_name" not in columns:
+        path = file_name_column(columns)
+        if path is None:
             raise ValueError(f"{file} has no column 'file_name': there are {', '.join(columns)}")
-        others = [name for name in columns if name != "file_name"]
-        column = caption_column(caption, others, str(file)) if captioned or has_captions(caption, others) else None
+        named = [name for name in columns if name != path]
+        column = caption_column(caption, named, str(file)) if captioned or has_captions(caption, named) else None
         for line, row in rows:
-            name = row.get("file_name")
+            name = row.get(path)
             if not isinstance(name, str) or not name:
-                raise ValueError(f"{file}, line {line}: file_name is {name!r}, expected the path of an image")
+                raise ValueError(f"{file}, line {line}: {path} is {name!r}, expected the path of an image")
             image = _find_image(file.parent, name, by_name)
+            if normalized_name(os.path.normpath(image or file.parent / name)) in elsewhere:
+                continue
             if image is None:
                 raise ValueError(f"{file}, line {line}: there is no image {file.parent / name}")
             # Also without a caption: the image is then named as a broken record, and not left out in silence
-            captions.setdefault(image, []).extend(clean_captions(row.get(column)) if column else ())
+            value = row.get(column) if column else None
+            captions.setdefault(image, []).extend(clean_captions(value))
+            faults[image] = caption_fault(value)
     return [
-        Record(_key(root, image), tuple(dict.fromkeys(own)), FileSpan(str(image))) for image, own in captions.items()
+        Record(_key(root, image), tuple(dict.fromkeys(own)), FileSpan(str(image)), None, faults[image])
+        for image, own in captions.items()
     ]
 
 

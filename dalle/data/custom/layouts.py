@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 
 from dalle.data.custom.columns import IMAGES
 from dalle.data.custom.folder import has_sidecar_captions
-from dalle.data.custom.metadata import METADATA
+from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.walk import count_by_extension, extension, walk
 from dalle.images.read import EXTENSIONS
 
@@ -39,11 +39,13 @@ class Layout:
             `save_to_disk` of Hugging Face datasets, which records its own splits.
         files: the files to read.
         ignored: number of other files by reason.
+        others: files of other splits, where folders are the splits.
     """
 
     kind: Kind
     files: list[Path]
     ignored: Counter[str]
+    others: list[Path] = field(default_factory=list)
 
 
 def layout_of(root: Path, split: str, image: str | None = None, caption: str | None = None) -> Layout:
@@ -64,22 +66,20 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
         return Layout("saved", [], Counter())
     found = walk(root)
     files, ignored = found.files, found.ignored
-    folders = _split_folders(root, files)
+    folders, others = _folder_splits(root, files), list[Path]()
     if folders:
         wanted = _resolve_split(root, split, set(folders.values()))
-        # None: folders without data
-        own = [file for file in files if folders.get(file.relative_to(root).parts[0]) in (wanted, None)]
-        ignored[f"of other splits ({_format_splits(set(folders.values()) - {wanted})})"] += _count_records(
-            files
-        ) - _count_records(own)
-        files = own
+        others = [file for file in files if folders.get(file, wanted) != wanted]
+        named = _format_splits(set(folders.values()) - {wanted})
+        ignored[f"of other splits ({named})"] += _count_records(others)
+        files = [file for file in files if folders.get(file, wanted) == wanted]
     # metadata.parquet lists files and holds no images
-    tables = [file for file in files if extension(file) == ".parquet" and file.name not in METADATA]
+    tables = [file for file in files if extension(file) == ".parquet" and not is_metadata(file)]
     tars = [file for file in files if extension(file) == ".tar"]
     with_images = [file for file in tables if _has_image_column(file, image)]
     # Metadata files first, as nobody writes them by accident. Tables without images and tar files come last:
     # img2dataset leaves a .parquet of URLs beside its shards, and an archive may lie beside what was unpacked from it
-    if any(file.name in METADATA for file in files):
+    if any(is_metadata(file) for file in files):
         kind: Kind = "images"
     elif with_images:
         kind, chosen = "parquet", with_images
@@ -92,25 +92,31 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
             raise ValueError(
                 f"{root} has no split {split!r}: expected folders train/, {split}/, ... with images in them"
             )
-        return Layout(kind, files, +ignored)  # `+` drops reasons that did not occur
+        return Layout(kind, files, +ignored, others)  # `+` drops reasons that did not occur
     if not folders:
-        chosen, others = _select_split(root, chosen, split)
-        ignored += others
+        chosen, passed_over = _select_split(root, chosen, split)
+        ignored += passed_over
+    if kind == "parquet" and any(_names_files(file, image) for file in chosen):
+        files = [file for file in files if extension(file) not in EXTENSIONS]
     rest = [file for file in files if extension(file) not in (f".{kind}",) and not file.name.endswith(_STATISTICS)]
     return Layout(
         kind, chosen, +(ignored + _count_other_files(rest, kind) + _count_imageless_tables(tables, with_images, kind))
     )
 
 
-def _split_folders(root: Path, files: list[Path]) -> dict[str, str]:
-    """Top-level folder -> split, if every top-level folder with data is named after a split and one is "train"."""
-    names = {file.relative_to(root).parts for file in files if _is_data(file)}
-    tops = {parts[0] for parts in names}
-    # Files beside the folders, or a folder of another name: then these are no splits
-    if any(len(parts) == 1 for parts in names) or not all(top.lower() in _SPLITS for top in tops):
-        return {}
-    found = {top: _SPLITS[top.lower()] for top in tops}
-    return found if "train" in found.values() else {}
+def _folder_splits(root: Path, files: list[Path]) -> dict[Path, str]:
+    """File -> split, if all data lies in folders named after splits, at any depth, and some of it in "train".
+
+    The outermost such folder counts. Files in none of them, as a metadata file at the top, are of every split.
+    """
+    found: dict[Path, str] = {}
+    for file in files:
+        named = [part.lower() for part in file.relative_to(root).parts[:-1] if part.lower() in _SPLITS]
+        if named:
+            found[file] = _SPLITS[named[0]]
+        elif _is_data(file) and not is_metadata(file):
+            return {}  # data beside the folders, or in a folder of another name: then these are no splits
+    return found if "train" in {split for file, split in found.items() if _is_data(file)} else {}
 
 
 def _select_split(root: Path, files: list[Path], split: str) -> tuple[list[Path], Counter[str]]:
@@ -147,11 +153,11 @@ def _split_in(path: Path) -> str | None:
 
 
 def _is_data(file: Path) -> bool:
-    return extension(file) in (*EXTENSIONS, ".parquet", ".tar") or file.name in METADATA
+    return extension(file) in (*EXTENSIONS, ".parquet", ".tar") or is_metadata(file)
 
 
 def _count_records(files: list[Path]) -> int:
-    return sum(_is_data(file) and file.name not in METADATA for file in files)
+    return sum(_is_data(file) and not is_metadata(file) for file in files)
 
 
 def _has_image_column(file: Path, image: str | None) -> bool:
@@ -161,6 +167,16 @@ def _has_image_column(file: Path, image: str | None) -> bool:
     except (OSError, pyarrow.ArrowException):
         return True
     return image in names if image is not None else not set(IMAGES).isdisjoint(names)
+
+
+def _names_files(file: Path, image: str | None) -> bool:
+    """Whether a table's image column holds paths of files."""
+    try:
+        schema = parquet.read_schema(file)
+    except (OSError, pyarrow.ArrowException):
+        return False
+    names = [name for name in ((image,) if image is not None else IMAGES) if name in schema.names]
+    return bool(names) and str(schema.field(names[0]).type) in ("string", "large_string")
 
 
 def _count_other_files(files: list[Path], kind: str) -> Counter[str]:

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+from dalle.data.custom.texts import decode_text, parse_json
+
+_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+_FILE_NAMES = ("file_name", "image_file_name")  # columns with the path of the image, as Hugging Face datasets has it
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
+def is_metadata(file: Path) -> bool:
+    """Whether a file is a metadata file by its name, whose case does not count."""
+    return file.name.lower() in _NAMES
+
+
+def file_name_column(names: Iterable[str]) -> str | None:
+    """The column with the paths of images; None if there is none."""
+    there = set(names)
+    return next((name for name in _FILE_NAMES if name in there), None)
+
+
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the columns of each row of a file that is named as in `METADATA`.
+    """Yield the number and the columns of each row of a metadata file.
 
     Raises:
         ValueError: the file is damaged or not of its format; the message names the line.
     """
-    yield from _ROWS[file.suffix](file)
+    yield from _ROWS[file.suffix.lower()](file)
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(_lines(file), 1):
         if text.strip():
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
+                row = parse_json(text)
+            except ValueError as error:
                 raise ValueError(f"{file}, line {line} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f'{file}, line {line}: expected {{"file_name": ..., "text": ...}}, got {text[:60]!r}')
@@ -65,13 +78,14 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-_ROWS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+_ROWS = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
 
 
 def _lines(file: Path) -> io.StringIO:
     """The text of a file, line ends unchanged: a quoted CSV field may contain them."""
     try:
-        # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
-        return io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as UTF-8 text ({error})") from error
+        return io.StringIO(decode_text(file.read_bytes()), newline="")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error

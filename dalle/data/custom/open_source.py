@@ -11,9 +11,10 @@ from pathlib import Path
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.folder import FolderSource
 from dalle.data.custom.layouts import layout_of
+from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
 from dalle.data.custom.records import Source
-from dalle.data.custom.walk import describe_ignored
+from dalle.data.custom.walk import count_by_extension, describe_ignored
 from dalle.data.custom.webdataset import TarSource
 from dalle.files.remote import may_be_an_id
 
@@ -60,7 +61,7 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
             raise ValueError(
                 f"data.{name}={getattr(config, name)} is for Parquet and tar files, {root} is an image folder: omit it"
             )
-    source = FolderSource(root, layout.files, config.caption)
+    source = FolderSource(root, layout.files, config.caption, others=layout.others)
     _warn_once(str(root), describe_ignored(layout.ignored + source.ignored))
     return source
 
@@ -79,8 +80,11 @@ def _of_files(config: CustomConfig, files: list[Path]) -> Source:
         raise ValueError(f"data.key={config.key} is for Parquet files, and {files[0]} is a tar file: omit it")
     if endings == {".tar"}:
         return TarSource(files, config.image, config.caption)
+    hint = describe_ignored(count_by_extension(files[:1])).partition(" ")[2]  # ".zip (unpack them)"
+    there = f"; it is a metadata file: give its folder, {files[0].parent}" if is_metadata(files[0]) else ""
     raise ValueError(
         f"{files[0]} is not a data file that can be read: expected a folder, or files that end in .parquet or .tar"
+        + (there or (f"; {hint}" if "(" in hint else ""))
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.columns import caption_column, clean_captions, has_captions, image_column
+from dalle.data.custom.columns import caption_column, caption_fault, clean_captions, has_captions, image_column
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record, Shard, Source
 from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
 
@@ -49,6 +50,7 @@ class TableSource(Source):
         captioned: bool = True,
     ):
         self.load, self.where, self.files = load, where, files
+        self.folders = list(dict.fromkeys(file.parent for file in files))
         self.image, self.caption, self.key, self.captioned = image, caption, key, captioned
 
     def rows(self) -> ArrowRecords:
@@ -59,12 +61,13 @@ class TableSource(Source):
         table = self._without_decoding(table)
         if (key := self._key(names)) is not None:
             # The whole column at once: row by row would take minutes
-            keys = [str(value) for value in table.select_columns([key])[:][key]]
+            values = table.select_columns([key])[:][key]
+            keys = [str(row if value is None else value) for row, value in enumerate(values)]
         elif self.files:
             keys = [f"{file.name}/{row}" for file in self.files for row in range(row_count(file))]
         else:
             keys = [str(row) for row in range(len(table))]
-        return ArrowRecords(table, keys, self._image(names), self._caption(names))
+        return ArrowRecords(table, keys, self._image(names), self._caption(names), self.folders)
 
     def shards(self, images: bool = True) -> list[Shard]:
         """The same records for sequential reading, shard by shard."""
@@ -101,9 +104,10 @@ class TableSource(Source):
             if chunk is None:
                 return
             for at, captions in enumerate(chunk[caption]):
-                own = f"{name}/{row}" if key is None else str(chunk[key][at])
-                content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at])
-                yield Record(own, clean_captions(captions, lines=caption == "txt"), content, fault)
+                own = f"{name}/{row}" if key is None or chunk[key][at] is None else str(chunk[key][at])
+                content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at], self.folders)
+                cleaned = clean_captions(captions, lines=caption == "txt")
+                yield Record(own, cleaned, content, fault, caption_fault(captions))
                 row += 1
 
     def _image(self, names: list[str]) -> str:
@@ -143,10 +147,13 @@ class ArrowRecords(IndexedRecords):
         keys: name of each record.
         image: image column.
         caption: caption column; None if there are no captions.
+        folders: folders that relative paths of images start from.
     """
 
-    def __init__(self, table: Any, keys: list[str], image: str, caption: str | None):
-        self.keys, self.image, self.caption = keys, image, caption
+    def __init__(
+        self, table: Any, keys: list[str], image: str, caption: str | None, folders: Sequence[Path] = ()
+    ) -> None:
+        self.keys, self.image, self.caption, self.folders = keys, image, caption, folders
         # Images of other columns are never read
         self.table = table.select_columns(list(dict.fromkeys([image, caption] if caption else [image])))
         self.texts = table.select_columns([caption]) if caption else None  # reading captions alone skips the images
@@ -155,8 +162,9 @@ class ArrowRecords(IndexedRecords):
     def record(self, row: int) -> Record:
         """The record at index `row`."""
         found = self.table[row]
-        image, fault = parse_image_cell(found[self.image])
-        return Record(self.keys[row], self._captions(found), image, fault)
+        image, fault = parse_image_cell(found[self.image], self.folders)
+        wrong = None if self.caption is None else caption_fault(found[self.caption])
+        return Record(self.keys[row], self._captions(found), image, fault, wrong)
 
     def captions(self, row: int) -> tuple[str, ...]:
         """The captions of a record, without reading its image."""
@@ -171,16 +179,30 @@ class ArrowRecords(IndexedRecords):
         return clean_captions(value, lines=self.caption == "txt")
 
 
-def parse_image_cell(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
-    """The content of an image column's cell and None, or None and why it is not an image."""
+def parse_image_cell(value: Any, folders: Sequence[Path] = ()) -> tuple[bytes | FileSpan | None, str | None]:
+    """The content of an image column's cell and None, or None and why it is not an image.
+
+    Args:
+        value: bytes, the path of a file, or a dict with "bytes" or "path", as Hugging Face datasets has it.
+        folders: folders of the tables, which relative paths start from; none for a data set of the hub.
+    """
     if isinstance(value, dict):
-        # The hub's tables hold bytes, or a path
-        value = value.get("bytes") or (FileSpan(value["path"]) if value.get("path") else None)
-    if isinstance(value, (bytes, FileSpan)):
+        content = value.get("bytes") or value.get("path")
+        if isinstance(content, str) and not folders:  # of a repository of the hub, or cached
+            return FileSpan(content), None
+        value = content
+    if isinstance(value, bytes):
         return value, None
-    if value is None:
+    if not value:
         return None, "there is no image"
-    return None, f"expected an image's bytes, got {type(value).__name__} {str(value)[:40]!r}"
+    if not isinstance(value, str):
+        return None, f"expected an image's bytes or path, got {type(value).__name__} {str(value)[:40]!r}"
+    if value.startswith(("http://", "https://")):
+        return None, f"its image is an address, {value[:60]!r}: download the images first, as by img2dataset"
+    for file in (os.path.join(folder, name) for folder in folders for name in (value, value.replace("\\", "/"))):
+        if os.path.isfile(file):
+            return FileSpan(file), None
+    return None, f"expected an image's bytes, or a path from the table's folder, got {value[:40]!r}"
 
 
 def parquet_source(
@@ -189,12 +211,14 @@ def parquet_source(
     """Open local Parquet files.
 
     Raises:
-        ValueError: a file is not a complete Parquet file, or there are no rows.
+        ValueError: a file is not a complete Parquet file, has other columns than the first, or there are no rows.
     """
     if not sum(row_count(file) for file in files):
         raise ValueError(
             f"{files[0]}: there are no rows in {'it' if len(files) == 1 else f'any of {len(files)} files'}"
         )
+
+    _check_columns(files)
 
     def load(stream: bool) -> Any:
         import datasets
@@ -246,6 +270,18 @@ def saved_source(
         return table.to_iterable_dataset(num_shards=max(1, min(_SHARDS, len(table)))) if stream else table
 
     return TableSource(load, str(root), [], image, caption, key, captioned)
+
+
+def _check_columns(files: list[Path]) -> None:
+    """Tables that are read as one must have the same columns."""
+    columns = {file: parquet.read_schema(file).names for file in files}
+    first = files[0]
+    for file, own in columns.items():
+        if set(own) != set(columns[first]):
+            raise ValueError(
+                f"{file} has the columns {', '.join(own)}, and {first.name} has {', '.join(columns[first])}: give "
+                "tables with the same columns"
+            )
 
 
 def row_count(file: Path) -> int:

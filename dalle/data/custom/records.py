@@ -18,6 +18,8 @@ from PIL import Image
 from dalle.data.base import BadRecord
 from dalle.files.remote import failures
 
+EMPTY = "its caption is empty"  # the fault of a record without captions, if no other is known
+_COLUMNS = ("captions", "file", "offset", "size", "fault", "caption_fault")  # of `RecordIndex`
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
 
 ImageLike = str | Path | bytes | Image.Image
@@ -61,12 +63,14 @@ class Record:
         captions: its captions, cleaned by `clean_captions`.
         image: the image file's bytes, or where they are.
         fault: why the record cannot be used; None if it can.
+        caption_fault: why it has no caption, where that is known; its image can still be used.
     """
 
     key: str
     captions: tuple[str, ...] = ()
     image: bytes | FileSpan | None = None
     fault: str | None = None
+    caption_fault: str | None = None
 
 
 class Records(Protocol):
@@ -187,11 +191,14 @@ class RecordIndex(IndexedRecords):
         from datasets import Dataset  # here, as importing it takes a second
 
         self.keys = []
-        columns: dict[str, list[Any]] = {name: [] for name in ("captions", "file", "offset", "size", "fault")}
+        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for record in records:
             place = record.image if isinstance(record.image, FileSpan) else FileSpan("")
             self.keys.append(record.key)
-            values = (list(record.captions), place.file, place.offset, place.size, record.fault)
+            values = (
+                *(list(record.captions), place.file, place.offset, place.size),
+                *(record.fault, record.caption_fault),
+            )
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
         self.table = Dataset.from_dict(columns)
@@ -200,7 +207,7 @@ class RecordIndex(IndexedRecords):
         """The record at index `row`."""
         found = self.table[row]
         place = FileSpan(found["file"], found["offset"], found["size"])
-        return Record(self.keys[row], tuple(found["captions"]), place, found["fault"])
+        return Record(self.keys[row], tuple(found["captions"]), place, found["fault"], found["caption_fault"])
 
     def captions(self, row: int) -> tuple[str, ...]:
         """The captions of a record, without reading its image."""

@@ -37,7 +37,7 @@ def friendly_errors(where: str) -> Iterator[None]:
         yield
     except StopIteration as error:
         raise ValueError(f"{where} holds no records: give a data set with at least one") from error
-    except (ValueError, DatasetsError, pyarrow.ArrowException, *failures()) as error:
+    except (ValueError, TypeError, DatasetsError, pyarrow.ArrowException, *failures()) as error:
         reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where} cannot be loaded: {_unwritable_cache(error) or reason}") from error
     finally:

@@ -19,6 +19,7 @@ _HINTS = {
     ".svg": "render them at some size, as by cairosvg",
     ".pdf": "render their pages",
     **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack them"),
+    ".arrow": "of save_to_disk: give the folder of that data set",
     **dict.fromkeys((".mp4", ".webm", ".mov", ".avi", ".mkv"), "videos"),
 }
 
@@ -63,14 +64,23 @@ def walk(root: Path) -> FolderListing:
                 path = Path(entry.path)
                 if entry.name.startswith("."):  # .git, .DS_Store, "._" files of macOS: never data
                     continue
-                if entry.is_dir():
+                kind = _kind(entry)
+                if kind == "folder":
                     (links if entry.is_symlink() else waiting).append(path)
-                elif entry.is_file():
+                elif kind == "file":
                     found.files.append(path)
                 else:
                     found.ignored["links without a target" if entry.is_symlink() else "devices or sockets"] += 1
     found.files.sort()
     return found
+
+
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """Whether an entry, links followed, is a "folder" or a "file"."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else None
+    except OSError:  # a link to itself, or to what may not be read
+        return None
 
 
 def _is_run(folder: Path) -> bool:

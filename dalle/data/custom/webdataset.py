@@ -5,7 +5,6 @@ Scanning a shard reads headers and captions only; images are stored as byte rang
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.columns import caption_column, clean_captions
+from dalle.data.custom.columns import caption_column, caption_fault, clean_captions
 from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
+from dalle.data.custom.texts import parse_json
 from dalle.images.read import EXTENSIONS
 
 # WebDataset's rule: the record's name, then everything after its first dot
@@ -45,12 +45,13 @@ class TarSource(Source):
         files: the shards.
         image: extension of the images; None takes any known one.
         caption: extension of the captions ("title.txt") or an entry of the JSON ("json.title"); None: the usual ones.
+        captioned: whether captions are required.
 
     Raises:
         ValueError: the first shard holds no images, or not the requested captions.
     """
 
-    def __init__(self, files: list[Path], image: str | None, caption: str | None):
+    def __init__(self, files: list[Path], image: str | None, caption: str | None, captioned: bool = True):
         self.files, self.image, self.caption = files, image, caption
         # Mistakes in the options show in the first records: better now than as a bad record for each image
         first = [group for group in islice(_read_groups(files[0]), _PEEK) if isinstance(group, _Group)]
@@ -63,6 +64,12 @@ class TarSource(Source):
             raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
         if first and caption is not None:
             caption_column(caption, columns, str(files[0]))
+        if captioned and first and not any(map(self._has_caption, first)):
+            kinds = ", ".join(columns)
+            raise ValueError(
+                f"{files[0]}: no image of its first {len(first)} records has a caption: expected 000.txt right before "
+                f"or behind 000.jpg (tar --sort=name), and there are {kinds}; data.caption names another kind"
+            )
 
     def rows(self) -> RecordIndex:
         """All records by index."""
@@ -96,23 +103,35 @@ class TarSource(Source):
             )
         try:
             image = group.images[self.image if self.image in group.images else plain[0]]
-            return Record(key, self._captions(group), image)
+            value, lines = self._captions(group)
+            return Record(key, clean_captions(value, lines), image, None, caption_fault(value) or self._missing(group))
         except ValueError as error:  # invalid JSON or UTF-8
             return Record(key, fault=f"its captions cannot be read ({error})")
 
-    def _captions(self, group: _Group) -> tuple[str, ...]:
+    def _has_caption(self, group: _Group) -> bool:
+        """Whether an image of a group has a caption, or a fault with a better reason than that it has none."""
+        records = [(own, self._record("", own)) for own in _split_group(group) if own.images]
+        return any(found.captions or found.fault or (own.texts and found.caption_fault) for own, found in records)
+
+    def _missing(self, group: _Group) -> str | None:
+        """Why a group has no caption, if it has no text."""
+        wanted = "NAME.txt" if self.caption is None else f"NAME.{self.caption.split('.json')[0]}"
+        return None if group.texts else f"there is no caption: expected {wanted} right before or behind it in the tar"
+
+    def _captions(self, group: _Group) -> tuple[Any, bool]:
+        """The captions of a group as they stand there, and whether each line is one."""
         texts = group.texts
         if self.caption is not None and not self.caption.startswith("json."):
-            return clean_captions(texts.get(self.caption, b""), lines=True)
-        for name in _TEXTS:
+            return texts.get(self.caption, b""), True
+        for name in (kind for end in _TEXTS for kind in (end, *(f"{of}.{end}" for of in group.images))):  # a.jpg.txt
             if self.caption is None and name in texts:
-                return clean_captions(texts[name], lines=True)
+                return texts[name], True
         entries = _entries(group)
         # Behind "json."
         for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
             if name in entries:
-                return clean_captions(entries[name])
-        return ()
+                return entries[name], False
+        return None, False
 
 
 def _read_groups(file: Path) -> Iterator[_Group | str]:
@@ -127,7 +146,8 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
                     continue
                 # The same name may be composed or decomposed
                 name, ending = normalize("NFC", named[1]), named[2].lower()
-                if name != group.name:
+                # A name that comes again is the next record's: nothing is overwritten in silence
+                if name != group.name or ending in group.images or ending in group.texts:
                     if group.texts or group.images:
                         yield group
                     group = _Group(name)
@@ -187,7 +207,8 @@ def _has_end_marker(file: Path, end: int) -> bool:
 
 
 def _entries(group: _Group) -> dict[str, Any]:
-    content = json.loads(group.texts.get("json", b"{}"))
+    own = (f"{of}.json" for of in group.images if f"{of}.json" in group.texts)  # a.jpg.json
+    content = parse_json(group.texts.get("json") or group.texts.get(next(own, ""), b"{}"))
     return content if isinstance(content, dict) else {}
 
 

@@ -173,13 +173,15 @@ class Encoding:
         """Write the final index, which marks the folder as complete.
 
         Raises:
-            ValueError: all processes together found too many broken records, or there are foreign shards.
+            ValueError: all processes together found too many broken records, or only such in a split, or there are
+                foreign shards.
         """
         found = list(found)
         shards = {
             split: sorted((shard for own in found for shard in own[split]), key=lambda shard: shard.name)
             for split in self.splits
         }
+        self._require_rows(shards)
         # Each process has counted its own only: the limit is for all of them
         BadRecordCounter(self.max_bad).merge(name for own in shards.values() for shard in own for name in shard.bad)
         known = {shard.name for own in shards.values() for shard in own}
@@ -189,6 +191,19 @@ class Encoding:
         write_index(self.folder, index)
         self._unlock()
         return index
+
+    def _require_rows(self, shards: ShardsBySplit) -> None:
+        """Refuse splits whose records are all broken, and remove their shards: mended images are then read again."""
+        errors = []
+        for split, own in shards.items():
+            broken = list(dict.fromkeys(name for shard in own for name in shard.bad))
+            if broken and not any(shard.rows for shard in own):
+                errors.append(f"all {len(broken)} records of {split} are broken, for example {broken[0]}")
+                for shard in own:
+                    (self.folder / shard.name).unlink()
+        if errors:
+            self._unlock()
+            raise ValueError(errors[0])
 
     def _unlock(self) -> None:
         if self._lock is not None:

@@ -81,7 +81,9 @@ def test_broken_table_rows_are_skipped_and_named(tmp_path: Path) -> None:
 
 def test_table_of_urls_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"image": ["https://x/y.jpg"], "text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(BadRecord, match=r"t.parquet/0: expected an image's bytes, got str 'https://x/y.jpg'"):
+    with pytest.raises(
+        BadRecord, match=r"t.parquet/0: its image is an address, 'https://x/y.jpg': download the images first"
+    ):
         CustomDataset(CustomConfig(path=str(tmp_path)), "train", SIDE).pair(0, 0)
 
 
