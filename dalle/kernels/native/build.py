@@ -9,9 +9,11 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +101,7 @@ def _compile(compiler: list[str], path: Path) -> None:
     """Compile atomically: one process may be killed, and several may start at once, of which one compiles."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the target, as `os.replace` works within one file system only
-    with _lock(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with _lock(path.with_suffix(".lock")), _scratch(path.parent) as folder:
         if path.is_file() and is_intact(path):  # another process has compiled it in the meantime
             return
         logger.warning("compiling native kernels for this CPU, once, some 15 seconds: %s", path)
@@ -126,8 +128,16 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _scratch(cache: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder to compile in, of a name by which `_remove_old` knows it."""
+    return tempfile.TemporaryDirectory(dir=cache, prefix="compiling-")
+
+
 def _remove_old(cache: Path) -> None:
-    """Remove libraries of earlier versions. A process that has one loaded keeps it."""
+    """Remove libraries of earlier versions, and what killed compilations left. A process keeps what it has loaded."""
+    for folder in cache.glob("compiling-*"):
+        if time.time() - folder.stat().st_mtime > 3600:  # a compilation ends in minutes
+            shutil.rmtree(folder, ignore_errors=True)
     files = sorted(cache.glob("native-*.so"), key=lambda file: file.stat().st_mtime, reverse=True)  # newest first
     for file in files[_MAX_CACHED:]:
         file.unlink(missing_ok=True)

@@ -46,9 +46,13 @@ def test_libraries_of_earlier_versions_are_removed(toy: Path) -> None:
     for number in range(9):
         (toy / f"native-{number}.so").write_bytes(b"old")
         os.utime(toy / f"native-{number}.so", (number, number))
+    for name in ("compiling-killed", "compiling-now"):
+        (toy / name).mkdir()
+    os.utime(toy / "compiling-killed", (0, 0))
     assert build.library.__wrapped__() is not None
     kept = {file.name for file in toy.glob("*.so")}
     assert len(kept) == 4 and {"native-8.so", "native-7.so", "native-6.so"} < kept
+    assert [folder.name for folder in toy.glob("compiling-*")] == ["compiling-now"]
 
 
 def test_missing_native_kernels_are_explained_in_the_log(
