@@ -223,7 +223,7 @@ def test_bombs_that_pillow_itself_refuses_and_warns_of(monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert read_image(data, "x", 8).shape == (8, 8, 3)  # Pillow only warns, and ours is the limit
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(BadRecord, match="x: .*bomb"):
+    with pytest.raises(BadRecord, match="x: it has more than 67,108,864 pixels"):
         read_image(data, "x", 8)
 
 
