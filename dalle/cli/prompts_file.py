@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dalle.files import RepeatedName, parse_json
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
@@ -33,10 +32,6 @@ class PromptRow:
     negative: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`, or of an unCLIP."""
-
-
-class _Twice(ValueError):
-    """A column or key is there twice: which of them is meant is not known."""
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
@@ -110,25 +105,20 @@ def _json_lines(path: Path) -> Iterator[PromptRow]:
                 continue
             place = f"line {number}"
             try:
-                values = json.loads(line, object_pairs_hook=partial(_once, path, place))
-            except _Twice:  # a ValueError whose message is complete
-                raise
-            except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
+                values = parse_json(line)
+            except RepeatedName as error:
+                raise ValueError(f"{path}, {place}: {error}") from None
+            except ValueError as error:
                 raise ValueError(f"{path}, {place} is not JSON: {error}") from None
             if not isinstance(values, dict):
                 raise ValueError(f'{path}, {place}: expected an object such as {{"prompt": "a red heart", "seed": 7}}')
             yield _row(path, place, values)
 
 
-def _once(path: Path, place: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    _check_once(path, place, [key for key, _ in pairs])
-    return dict(pairs)
-
-
 def _check_once(path: Path, place: str, keys: Sequence[str]) -> None:
     twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
     if twice is not None:
-        raise _Twice(f"{path}, {place}: {twice!r} is there twice: leave one of them out")
+        raise ValueError(f"{path}, {place}: {RepeatedName(twice)}")
 
 
 def _parquet(path: Path) -> Iterator[PromptRow]:
@@ -154,17 +144,23 @@ def _row(path: Path, place: str, values: Mapping[Any, Any]) -> PromptRow:
     """A checked row; ranges of the options are checked once the model is there, whose defaults they change."""
     unknown = [key for key in values if key not in _KEYS]
     if unknown:
-        raise ValueError(f"{path}, {place}: unknown {unknown[0]!r}; known are {', '.join(_KEYS)}")
+        raise ValueError(f"{path}, {place}: unknown {_short(unknown[0])}; known are {', '.join(_KEYS)}")
     given = {key: value for key, value in values.items() if value is not None}
     prompt = given.pop("prompt", None)
     if not isinstance(prompt, str):
-        shown = "missing" if prompt is None else f"{prompt!r}, not text"
+        shown = "missing" if prompt is None else f"{_short(prompt)}, not text"
         raise ValueError(f"{path}, {place}: prompt is {shown}")
     for key, value in given.items():
         kinds: tuple[type, ...] = (str,) if key in _TEXTS else (int, float) if key in _FRACTIONS else (int,)
         # In Python True is an int, and `n: true` in a JSON file is a mistake
         if isinstance(value, bool) or not isinstance(value, kinds):
             wanted = "text" if key in _TEXTS else "a number" if key in _FRACTIONS else "a whole number"
-            raise ValueError(f"{path}, {place}: {key} is {value!r}; it must be {wanted}")
+            raise ValueError(f"{path}, {place}: {key} is {_short(value)}; it must be {wanted}")
     sampling = {key: given.pop(key) for key in (*_SAMPLING, *_DIFFUSION) if key in given}
     return PromptRow(place, prompt, **given, sampling=sampling)
+
+
+def _short(value: object) -> str:
+    """A value as it is quoted: a slip may have put a whole file into it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text):,} characters)"

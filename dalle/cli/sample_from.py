@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dalle.files import sha256
+from dalle.files import parse_json, sha256
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     texts = read_metadata(file)
     try:
-        recorded, seed = json.loads(texts["options"]), int(texts["seed"])
+        recorded, seed = parse_json(texts["options"]), int(texts["seed"])
     except ValueError:
         recorded = None
     if not isinstance(recorded, dict):

@@ -1,5 +1,6 @@
-"""Files and where they come from: shipped folders, checked and atomic writes, hashes, locks, ids of the hub."""
+"""Files and where they come from: shipped folders, atomic writes, hashes, locks, JSON of others, ids of the hub."""
 
+from dalle.files.json_text import RepeatedName, parse_json
 from dalle.files.local import (
     CHECKOUT,
     ROOT,
@@ -20,12 +21,14 @@ __all__ = [
     "CHECKOUT",
     "ROOT",
     "FileLock",
+    "RepeatedName",
     "atomic_file",
     "atomic_folder",
     "check_file",
     "check_folder",
     "install_command",
     "naming",
+    "parse_json",
     "printable",
     "remove_parts",
     "remove_scratch",

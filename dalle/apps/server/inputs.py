@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from dalle.apps.server.errors import ApiError, from_validation, printable
+from dalle.files import RepeatedName, parse_json
 from dalle.images.read import UnreadableImage, decode_image
 
 B = TypeVar("B", bound=BaseModel)
@@ -46,12 +47,14 @@ async def read_json(request: Request, schema: type[B]) -> B:
     body = await request.body()
     try:
         text = body.decode("utf-8-sig")  # json.loads would take bytes for UTF-16, too
-        # Python reads NaN and Infinity as numbers, which JSON does not have
-        values = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
+        values = parse_json(text)
         if _SURROGATE.search(text):
             json.dumps(values, ensure_ascii=False).encode()  # fails at half of a pair
         return validated(schema, values)
-    except (ValueError, RecursionError) as error:
+    except RepeatedName as error:
+        name = printable(error.name[:100])
+        raise ApiError(f"the field {name} is there twice", name) from None
+    except ValueError as error:
         raise ApiError(f"the body is no JSON: {_reason(error)}", code="invalid_json") from None
 
 
@@ -171,27 +174,10 @@ def _content_type(request: Request, wanted: str) -> None:
         raise ApiError(f"the content type is {given or 'not given'}: send {wanted}", status=415)
 
 
-def _reason(error: Exception) -> str:
-    """Why JSON cannot be read, without advice for who programs in Python."""
+def _reason(error: ValueError) -> str:
+    """Why JSON cannot be read."""
     if isinstance(error, UnicodeEncodeError):
         return "half of a surrogate pair is no character"
     if isinstance(error, UnicodeDecodeError):
         return f"it is not in UTF-8 (byte {error.start})"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if "int_max_str_digits" in str(error):
-        return "a number has too many digits"
     return str(error)
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ApiError(f"the field {printable(twice[:100])} is there twice", printable(twice[:100]))
-    return found
