@@ -21,7 +21,7 @@ from dalle.cli.interrupt import exit_code, sigterm_raises
 from dalle.cli.sample import SampleConfig, parse
 from dalle.cli.sample_files import SampleFiles, finished_images
 from dalle.cli.sample_from import check_model
-from dalle.cli.sample_many import sample_many
+from dalle.cli.sample_many import read_rows, sample_many
 from dalle.cli.sample_model import load_pipeline
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import compile_in_background, limit_openmp_spinning
@@ -55,7 +55,8 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
             return 0
         run = SampleFiles(settings)
         if settings.prompts_file is not None:
-            return sample_many(settings, *load_pipeline(settings), program)
+            rows = read_rows(settings)  # before the model is loaded, which takes longer
+            return sample_many(settings, rows, *load_pipeline(settings), program)
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:

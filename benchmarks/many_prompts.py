@@ -22,7 +22,7 @@ import torch
 
 from dalle import TextToImage
 from dalle.cli.sample import SampleConfig
-from dalle.cli.sample_many import sample_many
+from dalle.cli.sample_many import read_rows, sample_many
 
 WORDS = ("a red heart", "a palm tree", "a blue fish", "लाल दिल", "a smiling face", "a green leaf", "a yellow star")
 _HEAD = "| --write | pipeline alone, images/s | with the file | ratio | by the clock | memory by quarters, MB |"
@@ -65,7 +65,7 @@ def measure(pipe: TextToImage, prompts: list[str], some: int, together: int, kin
         file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
         settings = SampleConfig(prompts_file=file, n=1, out=Path(folder) / "drawn", write=kind, batch_size=together)
         start, clock = time.process_time(), time.perf_counter()
-        assert sample_many(settings, pipe, {}, "benchmark") == 0
+        assert sample_many(settings, read_rows(settings), pipe, {}, "benchmark") == 0
         seconds, clock = time.process_time() - start, time.perf_counter() - clock
         report = json.loads((settings.out / "report.json").read_text("utf-8"))
         assert report["images"] == len(prompts) and not report["failed"]

@@ -11,7 +11,7 @@ from dalle.cli.prompts_file import PromptRow
 from dalle.cli.sample import SampleConfig
 from dalle.cli.sample_files import recorded_options
 from dalle.config import from_dict, to_dict
-from dalle.generation.options import UnCLIPOptions
+from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
@@ -20,6 +20,34 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
 
 _AT_ONCE = 256  # candidates drawn together
 _CPU_AT_ONCE = 32
+
+
+def with_defaults(row: PromptRow, settings: SampleConfig, ranks: bool = True) -> PromptRow:
+    """A row with what the command line says where it says nothing itself, but for sampling options.
+
+    Args:
+        row: the row.
+        settings: the command line.
+        ranks: whether there is a CLIP that chooses among candidates.
+
+    Raises:
+        ValueError: something is out of range whatever the model.
+    """
+    from dalle.pipelines.request import check_request, check_text
+
+    n = settings.n if row.n is None else row.n
+    keep = settings.keep if row.keep is None else row.keep
+    seed = settings.seed if row.seed is None else row.seed
+    negative = settings.negative if row.negative is None else row.negative
+    try:
+        keep = check_request([row.prompt], n, keep, seed, ranks)
+        check_text(negative or "", "negative prompt")
+        for options in (SamplingConfig, UnCLIPOptions):
+            names = [one.name for one in fields(options)]
+            options(**{name: value for name, value in row.sampling.items() if name in names})
+    except ValueError as error:
+        raise ValueError(f"{settings.prompts_file}, {row.place}: {error}") from None
+    return replace(row, n=n, keep=keep, seed=seed, negative=negative)
 
 
 class RowDrawer(ABC):
@@ -46,19 +74,11 @@ class RowDrawer(ABC):
         Raises:
             ValueError: something of it is out of range, or not for this model.
         """
-        from dalle.pipelines.request import check_request
-
-        given = self.settings
-        n = given.n if row.n is None else row.n
-        keep = given.keep if row.keep is None else row.keep
-        seed = given.seed if row.seed is None else row.seed
-        negative = given.negative if row.negative is None else row.negative
+        row = with_defaults(row, self.settings, self._ranks())
         try:
-            keep = check_request([row.prompt], n, keep, seed, self._ranks())
-            sampling = self._checked(row.sampling, negative)
+            return replace(row, sampling=self._checked(row.sampling, row.negative))
         except ValueError as error:
-            raise ValueError(f"{given.prompts_file}, {row.place}: {error}") from None
-        return replace(row, n=n, keep=keep, seed=seed, negative=negative, sampling=sampling)
+            raise ValueError(f"{self.settings.prompts_file}, {row.place}: {error}") from None
 
     @abstractmethod
     def _ranks(self) -> bool:

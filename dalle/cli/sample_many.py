@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dalle import __version__
-from dalle.cli.draw_rows import RowDrawer, TokenRows, UnCLIPRows
+from dalle.cli.draw_rows import RowDrawer, TokenRows, UnCLIPRows, with_defaults
 from dalle.cli.drawn_parts import DrawnImage, Part, new_part
 from dalle.cli.errors import describe_os_error, print_error
 from dalle.cli.interrupt import exit_code
@@ -40,11 +40,29 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def sample_many(settings: SampleConfig, pipe: TextToImage | UnCLIP, options: Mapping[str, Any], program: str) -> int:
+def read_rows(settings: SampleConfig) -> list[PromptRow]:
+    """Read and check the file of prompts and the output folder, for which no model need be loaded.
+
+    Raises:
+        ValueError: a row is wrong whatever the model, or the folder cannot be written.
+    """
+    assert settings.prompts_file is not None
+    check_folder(settings.out)
+    return [with_defaults(row, settings) for row in read_prompts(settings.prompts_file)]
+
+
+def sample_many(
+    settings: SampleConfig,
+    rows: Sequence[PromptRow],
+    pipe: TextToImage | UnCLIP,
+    options: Mapping[str, Any],
+    program: str,
+) -> int:
     """Draw this process's share of a file of prompts; what an earlier run has finished stays.
 
     Args:
         settings: with `prompts_file`; what a row does not say is as here.
+        rows: of `read_rows`.
         pipe: what draws.
         options: options of its calls, `SamplingConfig` and `EngineOptions` among them.
         program: name for messages.
@@ -59,10 +77,9 @@ def sample_many(settings: SampleConfig, pipe: TextToImage | UnCLIP, options: Map
     """
     from dalle.pipelines.text_to_image import TextToImage
 
-    check_folder(settings.out)
     try:
         drawer = TokenRows(settings, pipe, options) if isinstance(pipe, TextToImage) else UnCLIPRows(settings, pipe)
-        return _sample_many(settings, drawer, program)
+        return _sample_many(settings, rows, drawer, program)
     except OSError as error:
         return print_error(program, f"{describe_os_error(error)}; {_CONTINUE}")
     except KeyboardInterrupt as stop:
@@ -70,9 +87,8 @@ def sample_many(settings: SampleConfig, pipe: TextToImage | UnCLIP, options: Map
         return exit_code(stop)
 
 
-def _sample_many(settings: SampleConfig, drawer: RowDrawer, program: str) -> int:
-    assert settings.prompts_file is not None
-    rows = [drawer.complete(row) for row in read_prompts(settings.prompts_file)]
+def _sample_many(settings: SampleConfig, rows: Sequence[PromptRow], drawer: RowDrawer, program: str) -> int:
+    rows = [drawer.complete(row) for row in rows]
     size = settings.shard_size or max(1, _PART_CANDIDATES // settings.n)
     rank, world = processes()
     run = RunFolder(settings, rows, size, drawer.options, drawer.model_hash)

@@ -33,6 +33,19 @@ class Request:
 
 
 _MOST = 100_000  # candidates: at 256 x 256 pixels 20 GB
+_LONGEST = 100_000  # characters of a prompt, of which a model reads a few thousand at most
+
+
+def check_text(text: str, name: str = "prompt") -> None:
+    """Check a prompt, or a negative prompt.
+
+    Raises:
+        ValueError: it has a NUL, at which other programs end a text, or is too long to be a prompt.
+    """
+    if "\0" in text:
+        raise ValueError(f"the {name} has a NUL as character {text.index(chr(0)) + 1:,}: remove it")
+    if len(text) > _LONGEST:
+        raise ValueError(f"the {name} has {len(text):,} characters: at most {_LONGEST:,} are read, so shorten it")
 
 
 def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
@@ -53,6 +66,8 @@ def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks
     """
     if not prompts:
         raise ValueError("no prompt given: give at least one")
+    for prompt in prompts:
+        check_text(prompt)
     if n < 1:
         raise ValueError(f"n is {n}: generate at least 1 candidate")
     if n > _MOST:

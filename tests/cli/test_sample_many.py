@@ -321,6 +321,43 @@ def test_other_wrong_inputs_give_a_one_line_error(
     assert sample.main(arguments) == 2 and "line 1: steps is not a sampling option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "prompts.jsonl cannot be read: No such file"),
+        ("[" * 20_000, "prompts.jsonl, line 1 is not JSON: it is nested too deeply"),
+        ('{"prompt": "a", "seed": -1}', "prompts.jsonl, line 1: seed is -1"),
+        ('{"prompt": "a", "top_p": 2}', "prompts.jsonl, line 1: top_p is 2"),
+        ('{"prompt": "a\\u0000b"}', "line 1: the prompt has a NUL as character 2: remove it"),
+        ('{"prompt": "a", "negative": "\\u0000"}', "line 1: the negative prompt has a NUL"),
+        (json.dumps({"prompt": "a" * 10_000_000}), "line 1: the prompt has 10,000,000 characters: at most 100,000"),
+    ],
+)
+def test_wrong_files_are_refused_before_the_model_is_loaded(
+    content: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sample, "load_pipeline", lambda _: pytest.fail("the model was loaded"))
+    if content is not None:
+        Path("prompts.jsonl").write_text(content)
+    assert sample.main(["--prompts-file", "prompts.jsonl", "--out", "drawn"]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1 and len(line) < 300
+
+
+def test_prompts_that_are_cut_are_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("two green stars " * 200)
+    assert sample.main(["--prompts-file", "prompts.txt", "--n", "1", "--out", "drawn", "--model", str(model)]) == 0
+    assert any("cut to the model's" in text for text in caplog.messages)
+
+
 def test_unclip_draws_files_of_prompts(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -42,6 +43,23 @@ class Body(BaseModel):
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are no value of it")
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        """Other programs end a text at a NUL: metadata would say less than what was drawn."""
+        if any("\0" in text for text in _texts(value)):
+            raise ValueError("it has a NUL character: remove it")
+        return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts of a field, names of objects among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for one in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 _SAMPLING = tuple(one.name for one in fields(SamplingConfig))
