@@ -103,6 +103,11 @@ def test_stop_ends_generation_and_the_next_request_runs(there: Opened, monkeypat
     page.click("#stop")
     page.wait_for_selector("#status:text-is('Stopped.')")
     assert page.is_hidden("#stop") and page.is_enabled("#go") and page.locator("#history li").count() == 0
+    first = page.locator("#grid .tile").first
+    assert "stopped" in first.inner_text() and page.is_visible("#grid + .click")  # what was drawn stays
+    first.click()
+    assert page.is_visible("#large")
+    page.click("#close")
     pause.go.set()
     draw(there, "a red heart")
     last = GRID[0] * GRID[1] - 1

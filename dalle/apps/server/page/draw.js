@@ -35,23 +35,34 @@ export function draw(path = "/v1/images/generations", files = null, extra = {}) 
   });
 }
 
+function clickable(pairs) { for (const [button, image] of pairs) { button.disabled = false; button.onclick = () => enlarge(image); } }
+
 async function follow(answer, values, edited) {
-  const count = Number(values.candidates ?? values.n), tiles = [], done = [], shares = new Array(count).fill(0);
+  const count = Number(values.candidates ?? values.n), tiles = [], done = [], parts = new Map(), shares = new Array(count).fill(0);
   work.began = performance.now();
   $("grid").replaceChildren(...Array.from({ length: count }, (_, i) => (tiles[i] = tile())));
-  for await (const event of events(answer)) {
-    if (event.error) throw new Error(event.error.message);
-    const at = event.candidate_index, seed = String(BigInt(values.seed) + BigInt(at));
-    const image = { url: fileUrl(event.b64_json), prompt: values.prompt, seed, score: event.score ?? null };
-    fill(tiles[at], image);
-    shares[at] = event.progress ?? 1;
-    if (event.type.endsWith(".completed")) {
-      done.push([tiles[at], image]);
-      if (event.notes) say(event.notes.join(" "));
+  try {
+    for await (const event of events(answer)) {
+      if (event.error) throw new Error(event.error.message);
+      const at = event.candidate_index, seed = String(BigInt(values.seed) + BigInt(at));
+      const image = { url: fileUrl(event.b64_json), prompt: values.prompt, seed, score: event.score ?? null };
+      fill(tiles[at], image);
+      shares[at] = event.progress ?? 1;
+      parts.set(tiles[at], image);
+      if (event.type.endsWith(".completed")) {
+        parts.delete(tiles[at]);
+        done.push([tiles[at], image]);
+        if (event.notes) say(event.notes.join(" "));
+      }
+      work.at(shares.reduce((a, b) => a + b) / count);
     }
-    work.at(shares.reduce((a, b) => a + b) / count);
+  } catch (error) {  // what there is stays, and can be gone on from
+    for (const button of tiles) if (!button.querySelector("img")) button.remove();
+    for (const button of parts.keys()) button.querySelector("span").textContent = "stopped";
+    clickable([...done, ...parts]);
+    throw error;
   }
-  for (const [button, image] of done) { button.disabled = false; button.onclick = () => enlarge(image); }
+  clickable(done);
   $("grid").replaceChildren(...done.map(([button]) => button));  // best first, where CLIP has chosen
   if (done.length) await remember(values, done[0][1].url, edited);
 }

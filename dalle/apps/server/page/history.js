@@ -70,7 +70,7 @@ export async function opened(file) {
   button.disabled = false;
   button.onclick = () => enlarge(image);
   $("grid").replaceChildren(button);
-  if (!ours) { $("status").textContent = "Click the image to go on from it."; return; }
+  if (!ours) { $("status").textContent = ""; return; }
   const used = JSON.parse(texts.options);
   setFields({ ...used, prompt: texts.prompt, seed: texts.seed, n: 1, candidates: undefined });
   $("options").open = true;
