@@ -80,10 +80,12 @@ def read_image(path: Path) -> Image.Image:
         return decode_image(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: give an image file") from None
     except UnreadableImage as error:
         raise ValueError(f"{path}: {error}") from error
     except OSError as error:
-        raise ValueError(f"{path}: the image cannot be read ({error})") from error
+        raise ValueError(f"{path}: the image cannot be read ({error.strerror or error})") from error
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -98,6 +98,9 @@ def test_file_without_metadata_is_refused(drawn: Path, capsys: pytest.CaptureFix
     assert "bare.png has no prompt in its metadata" in capsys.readouterr().err
     assert sample.main(["--from", "none.png"]) == 2
     assert "none.png: no such image" in capsys.readouterr().err
+    Path("folder.png").mkdir()
+    assert sample.main(["--from", "folder.png"]) == 2
+    assert capsys.readouterr().err == "sample.py: folder.png is a folder: give an image file\n"
     assert sample.main([]) == 2
     assert "no prompt given" in capsys.readouterr().err
 

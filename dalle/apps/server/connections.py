@@ -7,8 +7,10 @@ import select
 from itertools import chain
 from typing import cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from dalle.apps.server.errors import ApiError
 from dalle.apps.server.guard import SLOWEST
 from dalle.apps.server.settings import ServeConfig
 
@@ -46,6 +48,16 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
                 resting.pop(self, None)
             if idle:  # the first bytes of another request
                 self.loop.call_later(settings.header_timeout, self._silent, last)
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuse what is no HTTP in the shape of all errors."""
+            answer = ApiError("the request is no HTTP/1.1: its first line or a header is wrong, or too long").response()
+            head = h11.Response(
+                status_code=400, headers=[*answer.raw_headers, (b"connection", b"close")], reason=b"Bad Request"
+            )
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

@@ -19,6 +19,7 @@ from dalle.apps.server.errors import ApiError
 from dalle.apps.server.metrics import Metrics
 from dalle.apps.server.origin import check_origin
 from dalle.apps.server.settings import ServeConfig
+from dalle.apps.server.targets import origin_form
 
 log = logging.getLogger("dalle.server")
 
@@ -36,7 +37,8 @@ def read_tokens(path: Path) -> list[str]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: the tokens cannot be read ({error})") from error
+        reason = "it is not in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ValueError(f"{path}: the tokens cannot be read ({reason})") from error
     tokens = [text for line in lines if (text := line.partition("#")[0].strip())]
     if not tokens:
         raise ValueError(f"{path} has no token: write one a line")
@@ -62,6 +64,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started, status, unread = time.perf_counter(), 0, False
+        scope = origin_form(scope)
         request = Request(scope)
         # RFC 9110: HEAD wherever GET is, with the same head; uvicorn sends no body, as it reads the outer scope
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope

@@ -14,6 +14,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from dalle.apps.server.address import check_address
 from dalle.apps.server.app import create_app
 from dalle.apps.server.connections import bounded_protocol
 from dalle.apps.server.guard import read_tokens
@@ -36,9 +37,10 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
         given: facts that a published file does not record, as for `dalle.load_model`.
 
     Raises:
-        ValueError: the model, the tokens or the index cannot be read.
-        OSError: the address is taken, or may not be listened on.
+        ValueError: the model, the tokens or the index cannot be read; or the address is taken, or may not be listened
+            on.
     """
+    check_address(settings.host, settings.port)
     if settings.token_file is not None:
         read_tokens(settings.token_file)  # before the loading, which takes longer
     pipe = TextToImage.from_pretrained(
@@ -85,6 +87,8 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where: with port 0 it is only known now."""
+        if sockets is None:  # another program may have come first while the model was loaded
+            check_address(self.config.host, self.config.port)
         await super().startup(sockets)
         for one in [one for listener in self.servers for one in listener.sockets] if self.started else []:
             host, port = one.getsockname()[:2]

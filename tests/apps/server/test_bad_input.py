@@ -89,6 +89,8 @@ JSON: dict[str, tuple[dict[str, Any], str, str]] = {
     "long prompt": ({"prompt": "a" * 1001}, "prompt", "1,001 characters"),
     "negative": ({"prompt": "a", "negative": "blurry"}, "negative", "takes no negative prompt"),
     "long negative": ({"prompt": "a", "negative": "a" * 1001}, "negative", "1,001 characters"),
+    "NUL": ({"prompt": "a\0b"}, "prompt", "prompt: it has a NUL character: remove it"),
+    "NUL in negative": ({"prompt": "a", "negative": "\0"}, "negative", "NUL character"),
     "prompt list": ({"prompt": ["a"]}, "prompt", "prompt: "),
 }
 
@@ -134,6 +136,8 @@ def test_wrong_bodies_are_refused(served: Running, content: bytes, kind: str, st
     [
         ({"image": "", "labels": ["a"]}, "labels", "labels: give 2 at least (given: ['a'])"),
         ({"image": "", "labels": {"a": [], "b": [3]}}, "labels.0", "valid string (given: 3)"),
+        ({"image": "", "labels": ["a", "b\0"]}, "labels", "labels: it has a NUL character"),
+        ({"image": "", "labels": {"a": ["b", "\0"], "c": ["d"]}}, "labels", "labels: it has a NUL character"),
         ({"image": 5, "labels": ["a", "b"]}, "image", "image: Input should be a valid string (given: 5)"),
         ({"image": ["", 3], "labels": ["a", "b"]}, "image.1", "image.1: Input should be a valid string (given: 3)"),
     ],
@@ -184,6 +188,35 @@ def test_refused_methods_say_what_is_allowed(served: Running, method: str, path:
     with served.http() as http:
         answer = http.request(method, path)
     assert answer.status_code == 405 and answer.headers["allow"] == allowed
+
+
+def exchange(served: Running, request: str) -> tuple[str, dict[str, Any]]:
+    """The head and the JSON that are the answer to the bytes of a request."""
+    with socket.create_connection(served.address, timeout=20) as one:
+        one.sendall(request.encode())
+        answer = b""
+        while part := one.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.decode(), json.loads(body)
+
+
+def test_targets_may_be_whole_urls(served: Running) -> None:
+    """The host of the target counts, not the header's: a name that is not this machine's reads nothing."""
+    tail = " HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n"
+    head, content = exchange(served, "GET http://localhost:8000/v1/models" + tail.format("example.org"))
+    assert head.startswith("HTTP/1.1 200") and content["object"] == "list"
+    head, content = exchange(served, "GET HTTP://localhost/v1/models/x%2Fy?a=b" + tail.format("localhost"))
+    assert head.startswith("HTTP/1.1 404") and "x/y" in content["error"]["message"]
+    head, content = exchange(served, "GET http://example.org/v1/models" + tail.format("localhost"))
+    assert head.startswith("HTTP/1.1 403") and content["error"]["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize("request_", ["nonsense\r\n\r\n", "GET /v1/models\r\n\r\n", "GET / HTTP/1.1\r\n: x\r\n\r\n"])
+def test_what_is_no_http_is_refused_as_all_errors_are(served: Running, request_: str) -> None:
+    head, content = exchange(served, request_)
+    assert head.startswith("HTTP/1.1 400") and "application/json" in head
+    assert content["error"]["type"] == "invalid_request_error" and "no HTTP" in content["error"]["message"]
 
 
 def test_chunked_bodies_are_limited_too(served: Running) -> None:

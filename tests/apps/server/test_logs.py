@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dalle.apps.server.address import check_address
+from dalle.apps.server.run import serve
 from dalle.apps.server.settings import ServeConfig
 from support.server import running
 
@@ -68,6 +71,17 @@ def test_address_is_told_once_it_listens(tiny_model: Path, caplog: pytest.LogCap
         while not caplog.text and time.monotonic() < until:
             time.sleep(0.01)
         assert f"page: {served.url}/, API: {served.url}/v1;" in caplog.text
+
+
+def test_taken_port_and_wrong_host_are_told_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"^port {port} is taken: give another with --port$"):
+            serve(ServeConfig(port=port, model="nowhere"))
+    for host in ("192.0.2.1", "a..b", "x" * 300):
+        with pytest.raises(ValueError, match="give another with --host, such as 127.0.0.1$"):
+            serve(ServeConfig(port=0, host=host, model="nowhere"))
+    check_address("localhost", 0)
 
 
 def test_only_this_machine_is_served_unless_told() -> None:
