@@ -165,7 +165,7 @@ WRONG = {
         ["a", "--image", "face.png", "--keep-rows", "2", "--mask", "mask.png"],
         "either keep_rows or mask",
     ),
-    "a folder as image": (["a", "--image", ".", "--keep-rows", "1"], "cannot be read"),
+    "a folder as image": (["a", "--image", ".", "--keep-rows", "1"], ". is a folder: give an image file"),
     "half an image": (["a", "--image", "cut.png", "--keep-rows", "1"], "cut.png: the image cannot be decoded"),
     "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: the file is text, not an image"),
     "black mask": (["a", "--image", "face.png", "--mask", "black.png"], "no white pixel"),

@@ -386,7 +386,7 @@ def test_unclip_draws_files_of_prompts(
     assert json.loads(Image.open(file).text["options"])["eta"] == 0.5  # type: ignore[attr-defined]
     wrong = {
         '{"prompt": "a", "top_p": 0.5}': "line 1: top_p is an option of models that sample tokens",
-        '{"prompt": "a", "eta": 2.0}': "line 1: its options: eta is 2.0",
+        '{"prompt": "a", "eta": 2.0}': "line 1: eta is 2.0",
         '{"prompt": "a", "sampler": 3}': "line 1: sampler is 3; it must be text",
         '{"prompt": "a", "negative": "b"}': "line 1: negative is for models that sample tokens",
     }
