@@ -255,12 +255,12 @@ def test_search_and_classify_tabs_show_results(there: Opened) -> None:
 
 
 def test_paint_tab_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_step, reached, go = Painter.take_step, threading.Event(), threading.Event()
+    take_step, reached, go, end = Painter.take_step, threading.Event(), threading.Event(), threading.Event()
 
     def slow(self: Painter) -> dict[str, float]:
         if self.step == 12:
             reached.set()
-            assert go.wait(120)
+            assert (end if go.is_set() else go).wait(120)  # the second painting must not end before it is stopped
         return take_step(self)
 
     monkeypatch.setattr(Painter, "take_step", slow)
@@ -280,12 +280,12 @@ def test_paint_tab_shows_steps_and_stops(there: Opened, monkeypatch: pytest.Monk
     texts = Image.open(io.BytesIO(there.file())).text  # type: ignore[attr-defined]
     assert (texts["seed"], texts["step"], texts["prompt"]) == ("5", "10", "a red heart")
     page.click("#close")
-    monkeypatch.setattr(Painter, "take_step", take_step)
     page.select_option("#preset", "best")
     page.click("#paint-go")  # a client has one at a time, and the first has ended
     page.wait_for_selector("#paint-status:has-text('left')")
     page.click("#paint-stop")
     page.wait_for_selector("#paint-status:text-is('Stopped.')")
+    end.set()
     there.check()
 
 
