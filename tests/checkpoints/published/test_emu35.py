@@ -21,7 +21,14 @@ from dalle.models.dalle import DALLE
 from support.published.autoencoders import decode, random_state
 from support.published.emu3 import CODES, EXTRA, ranks, special, write_words
 from support.published.emu35 import HEAD, ROWS, image_state, null, prompt, reference, write
-from support.published.language_models import CAPTIONS, TEXTS, check_converted, greedy, with_row_ends
+from support.published.language_models import (
+    CAPTIONS,
+    TEXTS,
+    check_converted,
+    check_image,
+    check_logits_between_row_ends,
+    greedy,
+)
 
 transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 pytest.importorskip("regex")
@@ -57,16 +64,8 @@ def test_logits_are_those_of_transformers(folder: Path) -> None:
     assert model.config.null_ids == tuple(null())  # two spaces where the caption was
     ids = torch.arange(CODES) + special("<|visual token 000000|>")
     text = words.encode(CAPTIONS, model.config.text_length)
-    codes = torch.randint(CODES, (2, ROWS**2), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, blank = model(text, codes), model(model.null_text(text), codes)
-    places = torch.arange(ROWS**2) + torch.arange(ROWS**2) // ROWS  # what predicts a row end is left out
-    for row, caption in enumerate(CAPTIONS):
-        for got, front in ((ours[row], prompt(caption)), (blank[row], null())):
-            drawn = with_row_ends(ids[codes[row, :-1]].tolist(), (ROWS, special("<|extra_200|>")))
-            wanted = next_logits(front + drawn)[len(front) - 1 :, ids][places]
-            span = wanted.max() - wanted.min()
-            assert (got - wanted).abs().max() < 2e-5 * span and span > 1
+    fronts = [(prompt(caption), null()) for caption in CAPTIONS]
+    check_logits_between_row_ends(model, text, fronts, ids, (ROWS, special("<|extra_200|>")), next_logits)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (2, 5)])
@@ -77,9 +76,7 @@ def test_images_are_those_of_transformers_and_slow_modules(grid: tuple[int, int]
     for result, caption in zip(pipe(CAPTIONS, size=size, temperature=0.0), CAPTIONS):
         wanted = codes_of(caption, *grid)
         assert torch.equal(result.codes[0], wanted) and len(wanted.unique()) > 2
-        pixels = decode(image_state(), wanted[None]).clamp(0, 1)[0].permute(1, 2, 0)
-        made = torch.frombuffer(bytearray(result.images[0].tobytes()), dtype=torch.uint8).view(pixels.shape)
-        assert result.images[0].size == size and (made.float() - 255 * pixels).abs().max() < 0.52
+        check_image(result.images[0], size, decode(image_state(), wanted[None]))
 
 
 def test_sampling_is_the_projects(tmp_path: Path, folder: Path) -> None:

@@ -16,7 +16,15 @@ from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.summary import without_weights
 from dalle.generation.options import SamplingConfig
 from support.published.autoencoders import decode, random_state
-from support.published.language_models import CAPTIONS, TEXTS, byte_level, check_converted, greedy, with_row_ends
+from support.published.language_models import (
+    CAPTIONS,
+    TEXTS,
+    byte_level,
+    check_converted,
+    check_image,
+    check_logits_between_row_ends,
+    greedy,
+)
 from support.published.lumina2 import (
     CELL,
     CODES,
@@ -61,16 +69,8 @@ def test_logits_are_those_of_transformers(folder: Path) -> None:
         assert words.encode_ragged([text])[0] == prompt(text), text
     ids = torch.arange(CODES) + first()
     text = words.encode(CAPTIONS, model.config.text_length)
-    codes = torch.randint(CODES, (2, ROWS**2), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, blank = model(text, codes), model(model.null_text(text), codes)
-    places = torch.arange(ROWS**2) + torch.arange(ROWS**2) // ROWS
-    for row, caption in enumerate(CAPTIONS):
-        for got, front in ((ours[row], prompt(caption)), (blank[row], start(ROWS, ROWS))):
-            drawn = with_row_ends(ids[codes[row, :-1]].tolist(), (ROWS, id_of("<reserved08799>")))
-            wanted = next_logits(front + drawn)[len(front) - 1 :, ids][places]
-            span = wanted.max() - wanted.min()
-            assert (got - wanted).abs().max() < 2e-5 * span and span > 1
+    fronts = [(prompt(caption), start(ROWS, ROWS)) for caption in CAPTIONS]
+    check_logits_between_row_ends(model, text, fronts, ids, (ROWS, id_of("<reserved08799>")), next_logits)
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
@@ -85,9 +85,7 @@ def test_images_are_those_of_transformers_and_slow_modules(grid: tuple[int, int]
             rows, columns
         )
         assert torch.equal(result.codes[0], wanted) and len(wanted.unique()) > 2
-        pixels = decode(image_state(), wanted[None]).clamp(0, 1)[0].permute(1, 2, 0)
-        made = torch.frombuffer(bytearray(result.images[0].tobytes()), dtype=torch.uint8).view(pixels.shape)
-        assert result.images[0].size == size and (made.float() - 255 * pixels).abs().max() < 0.52
+        check_image(result.images[0], size, decode(image_state(), wanted[None]))
 
 
 def test_converted_it_draws_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import dalle
 from dalle.__main__ import main
+from dalle.models.dalle import DALLE
 
 LINES = ["a red fox in the snow", "two cats, 12 dogs", "лиса в лесу", "雪中的狐狸", "हिउँमा स्याल"] * 3
 TEXTS = [*LINES[:5], "", "  \t a fox \n", "🦊🏔️ e\u0301", "word " * 300, "it's\n\nnew: {} lines"]
@@ -88,6 +90,44 @@ def with_row_ends(ids: Sequence[int], row_end: tuple[int, int] | None) -> list[i
     for count, number in enumerate(ids, 1):
         tokens += [number, end] if count % columns == 0 else [number]
     return tokens
+
+
+def check_logits_between_row_ends(
+    model: DALLE,
+    text: Tensor,
+    fronts: Sequence[tuple[list[int], list[int]]],
+    ids: Tensor,
+    row_end: tuple[int, int],
+    next_logits: Callable[[list[int]], Tensor],
+) -> None:
+    """Logits of random codes equal the reference's, where a code follows: what predicts a row end is left out.
+
+    Args:
+        model: model with a square grid.
+        text: text ids of two prompts, [2, T].
+        fronts: for each prompt, the ids before the image and those of the null prompt.
+        ids: ids of the codes, [codes].
+        row_end: columns of the grid, and the id behind each row.
+        next_logits: the reference: ids to the logits behind each of them.
+    """
+    columns, _ = row_end
+    codes = torch.randint(len(ids), (2, columns**2), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, blank = model(text, codes), model(model.null_text(text), codes)
+    places = torch.arange(columns**2) + torch.arange(columns**2) // columns
+    for row, (own, null) in enumerate(fronts):
+        drawn = with_row_ends(ids[codes[row, :-1]].tolist(), row_end)
+        for got, front in ((ours[row], own), (blank[row], null)):
+            wanted = next_logits(front + drawn)[len(front) - 1 :, ids][places]
+            span = wanted.max() - wanted.min()
+            assert (got - wanted).abs().max() < 2e-5 * span and span > 1
+
+
+def check_image(image: Image.Image, size: tuple[int, int], decoded: Tensor) -> None:
+    """An 8-bit image of `size` equals decoded pixels [1, 3, H, W], which are clamped to [0, 1]."""
+    pixels = decoded.clamp(0, 1)[0].permute(1, 2, 0)
+    made = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(pixels.shape)
+    assert image.size == size and (made.float() - 255 * pixels).abs().max() < 0.52
 
 
 def check_converted(
