@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ class Pause:
             step(batch)
 
         monkeypatch.setattr(RollingBatch, "step", held)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition of the server's threads holds, at most a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import io
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,7 @@ from dalle.generation.options import SamplingConfig
 from dalle.generation.rolling import RollingBatch
 from dalle.pipelines.request import Request
 from dalle.pipelines.text_to_image import TextToImage
-from support.server import Pause, Running, running
+from support.server import Pause, Running, running, until
 
 
 class Gate:
@@ -44,13 +43,6 @@ class Gate:
 
     def __exit__(self, *_: object) -> None:
         self.open.set()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def pixels(answer: httpx.Response) -> list[bytes]:

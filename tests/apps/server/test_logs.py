@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from dalle.apps.server.address import check_address
 from dalle.apps.server.run import serve
 from dalle.apps.server.settings import ServeConfig
-from support.server import running
+from support.server import running, until
 
 TOKEN = "0123456789abcdef-test"
 
@@ -67,9 +66,7 @@ def test_metrics_count_requests_images_tokens_and_seconds(tiny_model: Path) -> N
 def test_address_is_told_once_it_listens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dalle.server")
     with running(tiny_model) as served:
-        until = time.monotonic() + 30
-        while not caplog.text and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: bool(caplog.text))
         assert f"page: {served.url}/, API: {served.url}/v1;" in caplog.text
 
 

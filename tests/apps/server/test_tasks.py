@@ -6,8 +6,7 @@ import base64
 import io
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import dalle
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
-from support.server import Running, running
+from support.server import Running, running, until
 from support.tiny_model import IMAGE_SIZE, make_tiny_model
 from support.tiny_unclip import make_tiny_unclip
 
@@ -62,13 +61,6 @@ def picture(seed: int) -> Image.Image:
 
 def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(part.partition("\ndata: ")[2]) for part in text.strip().split("\n\n")]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_painting_equals_the_librarys(served: Running, painting: Image.Image) -> None:
