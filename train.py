@@ -29,7 +29,8 @@ from dalle.cli.train import parse
 from dalle.config import dump
 from dalle.data.workers import describe_lost_worker
 from dalle.training.checkpoint.best import NaNMetricError
-from dalle.training.init_from import prepare_initial, resolve_recipe
+from dalle.training.init_config import resolve_recipe
+from dalle.training.init_from import prepare_initial
 from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.malloc import keep_freed_memory

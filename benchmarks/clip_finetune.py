@@ -21,7 +21,7 @@ from dalle.apps.clip_report import Source, retrieval_of
 from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.data import open_data
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_config import resolve_recipe
 
 RECIPE, START = Path("configs/folder/clip.yaml"), "models/emoji/clip"
 WAYS: dict[str, tuple[str, ...]] = {

@@ -30,7 +30,7 @@ from dalle.checkpoints.load import load_image_tokenizer, load_text_tokenizer
 from dalle.data import open_data
 from dalle.data.loader import evaluation_batches
 from dalle.models.dalle import DALLE
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_config import resolve_recipe
 from dalle.training.optim import EMA, build_optimizer, clipped_step, gradient_norm, learning_rate
 from dalle.training.recipe import DALLERecipe
 

@@ -22,7 +22,7 @@ from machine import describe
 
 import train
 from dalle.models.dalle import DALLE
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_config import resolve_recipe
 from dalle.training.metrics_log import read_metrics
 from dalle.training.planning.plan import operations
 from dalle.training.planning.setup import ModelSize

@@ -28,7 +28,7 @@ from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.training.init_from import resolve_recipe, with_initial_config
+from dalle.training.init_config import resolve_recipe, with_initial_config
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,

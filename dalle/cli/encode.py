@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.data.token_shards.dataset import ShardsConfig
     from dalle.data.token_shards.encode import EncodeOptions, Encoding
     from dalle.files import check_folder
-    from dalle.training.init_from import resolve_recipe
+    from dalle.training.init_config import resolve_recipe
     from dalle.training.recipe import DALLERecipe, DiffusionRecipe, PriorRecipe
 
     check_folder(args.out, "OUT")

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.training.find_batch import find_batch
-    from dalle.training.init_from import resolve_recipe
+    from dalle.training.init_config import resolve_recipe
     from dalle.training.recipe import TextTokenizerRecipe
 
     limit = None if args.memory is None else int(parse_size(args.memory, "B", "memory"))

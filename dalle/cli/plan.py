@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.training.init_from import resolve_recipe
+    from dalle.training.init_config import resolve_recipe
     from dalle.training.planning.plan import Cluster, plan, report
     from dalle.training.planning.sampling import plan_sampling
     from dalle.training.planning.unclip import plan_unclip, report_unclip

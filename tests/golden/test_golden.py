@@ -22,7 +22,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
 from dalle.kernels import switches
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_config import resolve_recipe
 from dalle.training.metrics_log import read_metrics
 from dalle.training.report.html import write_report
 from golden import read_artifacts, recipes

@@ -15,7 +15,7 @@ from dalle.__main__ import main
 from dalle.checkpoints.published.language_models import LANGUAGE_MODELS
 from dalle.checkpoints.published.models import read_model
 from dalle.data.batch import Batch
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_config import resolve_recipe
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask
 from support.published.families import WRITERS, Source

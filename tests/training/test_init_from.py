@@ -23,7 +23,8 @@ from dalle.checkpoints.tensors import read_tensors
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE
-from dalle.training.init_from import load_initial, resize_positions, with_initial_config
+from dalle.training.init_config import with_initial_config
+from dalle.training.init_from import load_initial, resize_positions
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from support.published import folders
 from support.tiny_configs import dalle_config

@@ -27,7 +27,7 @@ from dalle.data.custom.parquet import hub_source
 from dalle.data.custom.records import FileSpan, in_validation_split
 from dalle.data.loader import batches, evaluation_batches
 from dalle.image_tokenizers import ImageTokenizerConfig
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_config import resolve_recipe
 from dalle.training.recipe import DALLERecipe
 from support.custom_layouts import (
     COUNT,

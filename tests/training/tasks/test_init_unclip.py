@@ -21,7 +21,7 @@ from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_prior import DiffusionPriorConfig
-from dalle.training.init_from import with_initial_config
+from dalle.training.init_config import with_initial_config
 from dalle.training.tasks.clip_space import check_clip
 from support.published import unclips
 from support.short_runs import TWO_STEPS
