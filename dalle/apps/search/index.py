@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from dalle.apps.embed import fingerprint
-from dalle.apps.search import exact, store
+from dalle.apps.search import store
 from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.duplicates import first_of_each, group_duplicates
 from dalle.apps.search.filters import Filter
 from dalle.apps.search.hit import Hit
+from dalle.apps.search.neighbors import Neighbors
 from dalle.apps.search.query import Query
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
-from dalle.apps.search.update import EXACT, Report, clip_mismatch, update
+from dalle.apps.search.update import Report, clip_mismatch, update
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.custom.records import ImageLike, Record, image_bytes
@@ -30,8 +31,6 @@ from dalle.device import pick_device
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.generation.progress import Progress
 from dalle.models.clip import CLIP
-
-_CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest
 
 
 class ImageIndex:
@@ -64,7 +63,8 @@ class ImageIndex:
             try:
                 self.table = store.open_table(self.folder, self.manifest)
                 near = self.manifest.ann
-                self._ann = None if near is None else FaissIndex(store.complete_file(self.folder, near))
+                ann = None if near is None else FaissIndex(store.complete_file(self.folder, near))
+                self._neighbors = Neighbors(self.table, ann)
                 break
             except FileNotFoundError as error:  # the index has just been brought up to date: look again
                 if last:
@@ -226,7 +226,7 @@ class ImageIndex:
             top: how many.
             allowed: bool [N], the rows that may be found; None: all.
         """
-        values, rows = self._nearest(query[None], top, allowed)
+        values, rows = self._neighbors.nearest(query[None], top, allowed)
         found = zip(values[0].tolist(), rows[0].tolist(), strict=True)
         return [self.hit(row, value) for value, row in found if row >= 0]
 
@@ -242,8 +242,8 @@ class ImageIndex:
         if not 0 < least <= 1:
             raise ValueError(f"the least cosine of near-duplicates is {least:g}: from above 0 to 1")
         # Comparing all pairs is quadratic: of many images only the nearest of each are looked at
-        every = len(self) if self._ann is None else 20
-        groups = group_duplicates(self.table.blocks, least, lambda queries, k: self._nearest(queries, k, None), every)
+        every = len(self) if self._neighbors.ann is None else 20
+        groups = group_duplicates(self.table.blocks, least, self._neighbors.nearest, every)
         shown = []
         for rows in groups:
             vectors = torch.from_numpy(self.table.vectors(rows))
@@ -286,15 +286,6 @@ class ImageIndex:
         """The record of an image that was found, to read it again."""
         row = self.table.row(hit.number)
         return read_item(row, self.manifest.sources[row["source"]])
-
-    def _nearest(self, queries: Tensor, k: int, allowed: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """float32 [Q, K] cosines and int64 [Q, K] rows: exact, or by the approximate index."""
-        # Filters that leave few rows, and large K, are faster and exact by looking at all of them
-        if self._ann is None or (allowed is not None and allowed.sum() <= EXACT) or k * _CANDIDATES > EXACT:
-            return exact.nearest(self.table.blocks, queries, k, allowed)
-        count = max(_FEWEST, k * _CANDIDATES)
-        candidates = self._ann.candidates(queries.numpy(), count, allowed)
-        return exact.rescored(self.table, queries, candidates, k)
 
     def hit(self, row: int, score: float = 1.0) -> Hit:
         """The image of a row, as a search with that score finds it."""
