@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.apps.search import ImageIndex, ann, store, update
-from dalle.apps.search import index as index_module
+from dalle.apps.search import ImageIndex, ann, neighbors, store, update
 from dalle.apps.search.exact import nearest
 from dalle.apps.search.export import export
 from dalle.apps.search.html import write_page
@@ -154,16 +153,16 @@ def test_approximate_search_gives_the_exact_hits(
 ) -> None:
     """The limit is lowered, so that 31 images are many; cells and candidates then take in all of them."""
     pytest.importorskip("faiss")
-    for module in (update, index_module):
+    for module in (update, neighbors):
         monkeypatch.setattr(module, "EXACT", 10)
     many, _ = ImageIndex.build(tmp_path / "many", photos, clip=clip)
     assert many.manifest.ann is not None
-    monkeypatch.setattr(index_module, "EXACT", 10_000)
+    monkeypatch.setattr(neighbors, "EXACT", 10_000)
     for query in ("a red heart", "two green stars", "दिल"):
         expected = index.search(query, top=5)
         assert [hit.path for hit in many.search(query, top=5)] == [hit.path for hit in expected]
-    monkeypatch.setattr(index_module, "EXACT", 0)
-    monkeypatch.setattr(index_module, "_CANDIDATES", 0)
+    monkeypatch.setattr(neighbors, "EXACT", 0)
+    monkeypatch.setattr(neighbors, "_CANDIDATES", 0)
     some = many.search("a", top=4, where=["path~holiday"])
     assert [hit.path for hit in some] == [hit.path for hit in index.search("a", top=4, where=["path~holiday"])]
     for _ in range(2):  # brought up to date with the cells of before
