@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dalle.checkpoints.published.folding import Part, fold, plain
 from dalle.checkpoints.published.pickles import read_code, read_pickled
-from dalle.checkpoints.published.state import Published, count, shape, stored_state
+from dalle.checkpoints.published.state import Published, count, shape
+from dalle.checkpoints.published.stored_state import stored_state
 from dalle.image_tokenizers.cosmos import LEVELS, PATCH, CosmosConfig
 
 FAMILY = "the image tokenizer of Cosmos"

@@ -15,15 +15,8 @@ from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import deinterleave, permute_rope_rows
-from dalle.checkpoints.published.state import (
-    Published,
-    concat_lazy,
-    derived,
-    rename_tensors,
-    shape,
-    square,
-    strip_wrappers,
-)
+from dalle.checkpoints.published.state import Published, concat_lazy, derived, rename_tensors, shape, square
+from dalle.checkpoints.published.stored_state import strip_wrappers
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published.state import Published, count, shape, strip_wrappers
+from dalle.checkpoints.published.state import Published, count, shape
+from dalle.checkpoints.published.stored_state import strip_wrappers
 from dalle.image_tokenizers import DiscreteVAEConfig
 
 FAMILY = "a DiscreteVAE of DALLE-pytorch"

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import stored_state, strip_wrappers
+from dalle.checkpoints.published.stored_state import stored_state, strip_wrappers
 from dalle.checkpoints.tensors import stored_tensors
 from dalle.files import sha256
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from dalle.checkpoints.published import cosmos, discrete_vae, emu3_tokenizer, ibq, janus, movqgan, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES, read_stored_state, weights_file
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, named_tensors, strip_wrappers, training_options
+from dalle.checkpoints.published.state import Published
+from dalle.checkpoints.published.stored_state import named_tensors, strip_wrappers, training_options
 from dalle.config import read_yaml
 from dalle.image_tokenizers import ImageTokenizer, VQGANConfig, build
 

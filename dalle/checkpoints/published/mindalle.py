@@ -10,15 +10,8 @@ from torch import Tensor
 from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import (
-    Published,
-    concat_lazy,
-    count,
-    named_tensors,
-    rename_tensors,
-    shape,
-    square,
-)
+from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape, square
+from dalle.checkpoints.published.stored_state import named_tensors
 from dalle.config import read_yaml
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle_config import DALLEConfig

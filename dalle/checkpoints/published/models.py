@@ -17,14 +17,8 @@ from dalle.checkpoints.published.language_models import LANGUAGE_MODELS, family_
 from dalle.checkpoints.published.llama import SETTINGS
 from dalle.checkpoints.published.others import reject_unsupported
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import (
-    SHAPE_ERRORS,
-    Published,
-    named_tensors,
-    stored_state,
-    strip_wrappers,
-    training_options,
-)
+from dalle.checkpoints.published.state import SHAPE_ERRORS, Published
+from dalle.checkpoints.published.stored_state import named_tensors, stored_state, strip_wrappers, training_options
 from dalle.checkpoints.published.text_tokenizers import (
     CLIP_SOURCE,
     CLIP_WORDS,

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, count, named_tensors, rename_tensors, shape
+from dalle.checkpoints.published.state import Published, count, rename_tensors, shape
+from dalle.checkpoints.published.stored_state import named_tensors
 from dalle.image_tokenizers.dvae import DVAEConfig
 
 FAMILY = "OpenAI's dVAE"

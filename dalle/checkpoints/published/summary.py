@@ -19,7 +19,8 @@ from dalle.checkpoints.published.language_models import family_of
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
 from dalle.checkpoints.published.others import reject_models
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
+from dalle.checkpoints.published.state import Published
+from dalle.checkpoints.published.stored_state import find_wrappers, named_tensors, stored_state
 from dalle.checkpoints.tensors import stored_tensors
 from dalle.config import from_dict, renamed, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build

@@ -22,7 +22,7 @@ import dalle
 from dalle.__main__ import main
 from dalle.checkpoints.published.image_tokenizers import tokenizer_of_dalle_pytorch
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import named_tensors
+from dalle.checkpoints.published.stored_state import named_tensors
 from dalle.checkpoints.published.vqgan import config_of
 from dalle.image_tokenizers import DVAE, VQGAN, VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
