@@ -72,7 +72,7 @@ class Source:
 
 
 @dataclass
-class Embedded:
+class EmbeddedImages:
     """Features of labeled images.
 
     Attributes:
@@ -103,7 +103,7 @@ class Report:
 
 def features_of(
     clip: CLIP, data: LabeledImages, batch_size: int = 64, workers: int = 0, progress: OnImages | None = None
-) -> Embedded:
+) -> EmbeddedImages:
     """Features of labeled images, as linear probes take them: not projected, not normalized.
 
     Raises:
@@ -123,10 +123,10 @@ def features_of(
             progress(len(batch.numbers) + len(batch.broken))
     if not parts:
         raise ValueError(f"no usable image to probe: {broken[0] if broken else 'there are none'}")
-    return Embedded(torch.stack(parts), names, broken)
+    return EmbeddedImages(torch.stack(parts), names, broken)
 
 
-def probe_metrics(train: Embedded, test: Embedded | None = None, seed: int = 0) -> Metrics:
+def probe_metrics(train: EmbeddedImages, test: EmbeddedImages | None = None, seed: int = 0) -> Metrics:
     """Accuracy of a linear probe (`dalle.evaluation.probe`).
 
     Args:

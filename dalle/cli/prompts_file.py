@@ -8,14 +8,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dalle.config import field_types, union_members
 from dalle.files import RepeatedName, parse_json
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 _SAMPLING = tuple(one.name for one in fields(SamplingConfig))
 _DIFFUSION = tuple(one.name for one in fields(UnCLIPOptions))
-_TEXTS = ("prompt", "negative", "sampler")
-_FRACTIONS = ("guidance", "temperature", "top_p", "eta", "prior_guidance")
+_TYPES = {
+    name: set(union_members(kind))
+    for options in (SamplingConfig, UnCLIPOptions)
+    for name, kind in field_types(options).items()
+}
+_TEXTS = {"prompt", "negative", *(name for name, kinds in _TYPES.items() if not {int, float} & kinds)}
+_FRACTIONS = {name for name, kinds in _TYPES.items() if float in kinds}
 _KEYS = ("prompt", "seed", "n", "keep", "negative", *_SAMPLING, *_DIFFUSION)
 
 

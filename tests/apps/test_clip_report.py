@@ -11,7 +11,7 @@ from PIL import Image
 
 import dalle
 from dalle.__main__ import main
-from dalle.apps.clip_report import Embedded, features_of, probe_metrics
+from dalle.apps.clip_report import EmbeddedImages, features_of, probe_metrics
 from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
 from support.tiny_configs import clip_config
@@ -128,9 +128,9 @@ def test_missing_captions_or_classes_are_named(source: Path, photos: Path, capsy
 
 
 def test_unknown_test_class_is_refused(source: Path) -> None:
-    some = Embedded(torch.rand(4, 3), ["a", "a", "b", "b"])
+    some = EmbeddedImages(torch.rand(4, 3), ["a", "a", "b", "b"])
     with pytest.raises(ValueError, match="class 'c' of the test images is not among the 2"):
-        probe_metrics(some, Embedded(torch.rand(1, 3), ["c"]))
+        probe_metrics(some, EmbeddedImages(torch.rand(1, 3), ["c"]))
 
 
 def test_siglip_pooled_images_equal_its_embeddings() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dalle.apps.judging.drawings import Drawings, load_images
 from dalle.apps.judging.sheets import write_sheet
-from dalle.apps.unclip_report.held_out import Judges, Metrics, Pairs, Progress, Rows, drawing_target
+from dalle.apps.unclip_report.held_out import Advance, Judges, Metrics, Pairs, Rows, drawing_target
 from dalle.data import AnyDataConfig
 from dalle.images.transforms import resize, square_tensor, to_images, to_rgb
 from dalle.pipelines.result import Result
@@ -44,7 +44,7 @@ class Pipeline(Protocol):
 
 @torch.no_grad()
 def decoder_table(
-    pipe: UnCLIP, pairs: Pairs, judges: Judges, data: AnyDataConfig, out: Path | None, progress: Progress
+    pipe: UnCLIP, pairs: Pairs, judges: Judges, data: AnyDataConfig, out: Path | None, progress: Advance
 ) -> Rows:
     """Images from true embeddings, from the prior's, and from the caption's in place of an image's (section 5).
 
@@ -97,7 +97,7 @@ def systems_table(
     languages: Sequence[str],
     limit: int | None,
     out: Path | None,
-    progress: Progress,
+    progress: Advance,
 ) -> Rows:
     """The first candidate of each model for the captions of drawings, in each language, with its default options.
 
@@ -127,7 +127,7 @@ def systems_table(
 
 
 def inpainting_table(
-    pipes: dict[str, Pipeline], pairs: Pairs, judges: Judges, out: Path | None, progress: Progress
+    pipes: dict[str, Pipeline], pairs: Pairs, judges: Judges, out: Path | None, progress: Advance
 ) -> Rows:
     """The right half of each image is generated anew for its caption.
 

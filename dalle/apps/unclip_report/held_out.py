@@ -25,7 +25,7 @@ from dalle.models.clip import CLIP
 
 Metrics = dict[str, float | None]
 Rows = dict[str, Metrics]
-Progress = Callable[[int], object]
+Advance = Callable[[int], object]
 _BATCH = 64
 
 

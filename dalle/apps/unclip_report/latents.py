@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dalle.apps.judging.judge import Judge, Target
 from dalle.apps.judging.sheets import write_sheet
-from dalle.apps.unclip_report.held_out import Judges, Metrics, Pairs, Progress, Rows, cosine_distances
+from dalle.apps.unclip_report.held_out import Advance, Judges, Metrics, Pairs, Rows, cosine_distances
 from dalle.data.drawings.captions import STYLES, canonical_caption
 from dalle.data.drawings.dataset import DrawingsDataset
 from dalle.evaluation.metrics import psnr
@@ -28,7 +28,7 @@ _BATCH = 32
 
 
 @torch.no_grad()
-def inversion_table(pipe: UnCLIP, pairs: Pairs, progress: Progress) -> Rows:
+def inversion_table(pipe: UnCLIP, pairs: Pairs, progress: Advance) -> Rows:
     """DDIM inversion and back, without guidance, at the decoder's size.
 
     Returns:
@@ -55,7 +55,7 @@ def inversion_table(pipe: UnCLIP, pairs: Pairs, progress: Progress) -> Rows:
 
 
 @torch.no_grad()
-def blend_table(pipe: UnCLIP, pairs: Pairs, judges: Judges, out: Path | None, progress: Progress, steps: int) -> Rows:
+def blend_table(pipe: UnCLIP, pairs: Pairs, judges: Judges, out: Path | None, progress: Advance, steps: int) -> Rows:
     """Blends of neighboring images, first with second, third with fourth, ... at the decoder's size.
 
     Returns:
@@ -102,7 +102,7 @@ def edit_table(
     styles: tuple[str, str],
     count: int,
     out: Path | None,
-    progress: Progress,
+    progress: Advance,
     steps: int,
 ) -> Rows:
     """Images of one style turned to another by the difference of two captions that name the styles.

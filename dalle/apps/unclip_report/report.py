@@ -12,7 +12,7 @@ from dalle.apps.judging.classifier import load_classifier
 from dalle.apps.judging.drawings import open_plain
 from dalle.apps.judging.judge import Judge
 from dalle.apps.unclip_report.generated import Pipeline, decoder_table, inpainting_table, systems_table
-from dalle.apps.unclip_report.held_out import Judges, Pairs, Progress, Rows, read_pairs, training_split
+from dalle.apps.unclip_report.held_out import Advance, Judges, Pairs, Rows, read_pairs, training_split
 from dalle.apps.unclip_report.latents import blend_table, edit_table, inversion_table
 from dalle.apps.unclip_report.speed import speed_table
 from dalle.checkpoints.load import load_clip
@@ -93,7 +93,7 @@ def tables_of(source: str, tables: Sequence[str], options: ReportOptions) -> lis
 
 
 def report(
-    source: str, tables: Sequence[str], options: ReportOptions, device: torch.device, progress: Progress
+    source: str, tables: Sequence[str], options: ReportOptions, device: torch.device, progress: Advance
 ) -> Iterator[tuple[str, Rows]]:
     """Make tables, one after the other.
 
@@ -126,7 +126,7 @@ def _prior_folder(source: str) -> ModelFolder | None:
 
 
 def _prior_rows(
-    prior: Prior, clip: CLIP, settings: PriorSamplingConfig, options: ReportOptions, progress: Progress
+    prior: Prior, clip: CLIP, settings: PriorSamplingConfig, options: ReportOptions, progress: Advance
 ) -> Rows:
     size = clip.config.image_size
     known = evaluation_batches(open_data(options.data, training_split(options.data), size), _BATCH)
@@ -137,7 +137,7 @@ def _prior_rows(
 class _Evaluation:
     """The tables of one whole unCLIP."""
 
-    def __init__(self, pipe: UnCLIP, options: ReportOptions, device: torch.device, progress: Progress):
+    def __init__(self, pipe: UnCLIP, options: ReportOptions, device: torch.device, progress: Advance):
         self.pipe, self.options, self.device, self.progress = pipe, options, device, progress
         # As large as the pipeline reads images: their small versions are then the same as its own
         size = max(pipe.image_size, pipe.clip.config.image_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from dalle.checkpoints.published.unclip import PublishedUnCLIP, read_unclip
 from dalle.checkpoints.quantization import Storage
 from dalle.config import from_dict, renamed, to_dict
 from dalle.files import atomic_folder
+from dalle.generation.progress import Progress
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer
 
 _Source = str | Path | None
-_Progress = Callable[[int, int], None] | None
 _CARD = """# {name}
 
 {family}, converted from {source}; the weights are those published there.
@@ -46,7 +46,7 @@ def convert(
     text_tokenizer: _Source = None,
     prior: _Source = None,
     given: Mapping[str, Any] | None = None,
-    progress: _Progress = None,
+    progress: Progress | None = None,
 ) -> Published | PublishedUnCLIP:
     """Convert published weights to a model folder, which all loaders and recipes accept.
 
@@ -101,7 +101,7 @@ def convert(
 
 
 def _convert_own_tokenizer(
-    path: Path, out: Path, storage: Storage, given: Mapping[str, Any], progress: _Progress
+    path: Path, out: Path, storage: Storage, given: Mapping[str, Any], progress: Progress | None
 ) -> Published:
     folder = ModelFolder(path)
     if folder.config.get("stage") != "image_tokenizer":
@@ -138,7 +138,7 @@ def _clip_parts(found: Published, path: Path, text_tokenizer: _Source, scratch: 
     return {"text_tokenizer": scratch / "text_tokenizer"}
 
 
-def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage, progress: _Progress) -> None:
+def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage, progress: Progress | None) -> None:
     """A folder as `dalle.checkpoints.unclip.assemble` writes it: the CLIP lies there once, beside all parts."""
     for part in (found.clip, *found.parts.values()):
         # Before the first file is written: these are gigabytes
@@ -196,7 +196,7 @@ def _write(
     storage: Storage | None,
     parts: Mapping[str, Path],
     more: Mapping[str, Any],
-    progress: _Progress = None,
+    progress: Progress | None = None,
 ) -> None:
     found.check(without_weights(found.config), source)  # before anything is written
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
