@@ -5,6 +5,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+# Processes of make test: one a core, up to four; 0 runs the tests in one, as a debugger wants it.
+WORKERS ?= logical
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 TORCH := 2.13.0
@@ -44,7 +46,7 @@ demo: $(STAMP)
 		'  python train.py configs/folder/finetune.yaml data.path=examples/images/ lora=null run.steps=50'
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-all: $(STAMP)
 	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import dalle
 from dalle.models.clip import CLIP
@@ -16,6 +17,15 @@ from support.tiny_model import make_tiny_model
 
 # `dalle sample` sets it for its process, which is that of all tests that follow: they would go without native kernels
 os.environ["DALLE_COMPILE_IN_BACKGROUND"] = ""
+
+
+def pytest_configure() -> None:
+    """Processes of pytest-xdist share the cores, as do those that they start: more threads would wait for each other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 def pytest_collection_finish() -> None:
