@@ -20,7 +20,7 @@ os.environ["DALLE_COMPILE_IN_BACKGROUND"] = ""
 
 
 def pytest_configure() -> None:
-    """Processes of pytest-xdist share the cores, as do those that they start: more threads would wait for each other."""
+    """Processes of pytest-xdist share the cores, as do those that they start: more threads only wait for each other."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
