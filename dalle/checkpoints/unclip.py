@@ -19,7 +19,7 @@ from dalle.checkpoints.published.unclip import is_there, read_unclip
 from dalle.checkpoints.source import Source, open_source
 from dalle.config import from_dict
 from dalle.files import atomic_folder
-from dalle.generation.decoder import DiffusionSamplingConfig
+from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP

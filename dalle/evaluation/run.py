@@ -24,7 +24,7 @@ from dalle.data.token_shards.dataset import (
     ShardsConfig,
     TokenShardsConfig,
 )
-from dalle.evaluation.captions import caption_metrics
+from dalle.evaluation.dalle import caption_metrics
 from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
 from dalle.evaluation.unclip import metrics_function

@@ -24,7 +24,8 @@ from dalle.device import device_of
 from dalle.evaluation.metrics import frechet_distance, psnr
 from dalle.evaluation.prior_baselines import ranked
 from dalle.evaluation.priors import Prior, compare_embeddings, sampled_embeddings
-from dalle.generation.decoder import (
+from dalle.generation.diffusion.sample import candidate_noise, sample
+from dalle.generation.diffusion_decoder import (
     DiffusionSamplingConfig,
     decoder_denoiser,
     from_unit,
@@ -33,7 +34,6 @@ from dalle.generation.decoder import (
     to_unit,
     upsampler_denoiser,
 )
-from dalle.generation.diffusion.sample import candidate_noise, sample
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.images.transforms import resize_batch
 from dalle.models.clip import CLIP

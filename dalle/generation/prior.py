@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dalle.config import config
 from dalle.config.ranges import PositiveFloat, Range
-from dalle.generation.decoder import repeated
 from dalle.generation.diffusion.prediction import Limit, make_denoiser
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise
 from dalle.generation.diffusion.sample import sample as sample_diffusion
+from dalle.generation.diffusion_decoder import repeated
 from dalle.generation.options import SamplingConfig
 from dalle.generation.sampling import guide, sample
 from dalle.models.autoregressive_prior import AutoregressivePrior

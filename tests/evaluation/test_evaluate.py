@@ -14,7 +14,7 @@ import torch
 
 import dalle
 from dalle.data import Pair, ShapesConfig, open_data
-from dalle.evaluation.captions import derangement
+from dalle.evaluation.dalle import derangement
 from dalle.evaluation.metrics import frechet_distance, psnr
 from dalle.evaluation.run import evaluate, feature_network
 from dalle.evaluation.table import table

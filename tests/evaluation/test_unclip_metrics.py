@@ -17,7 +17,7 @@ from dalle.config import to_dict
 from dalle.data import ShapesConfig, open_data
 from dalle.data.loader import evaluation_batches
 from dalle.evaluation.unclip import DecoderEvaluation, full_prior_metrics, metrics_function
-from dalle.generation.decoder import DiffusionSamplingConfig
+from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
 from dalle.images.transforms import resize_batch
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DiffusionDecoder

@@ -22,7 +22,7 @@ from dalle.checkpoints.tensors import read_tensors
 from dalle.data.batch import Batch
 from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
-from dalle.training.lock import freeze
+from dalle.training.frozen_towers import freeze
 from dalle.training.optim import OptimConfig, build_optimizer, set_learning_rate
 from dalle.training.tasks.clip import CLIPTask, Inputs
 from support.published.clips import hub_folder

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.generation.decoder import image_shape, to_unit
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise, invert, sample_from
+from dalle.generation.diffusion_decoder import image_shape, to_unit
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.images.transforms import to_images
 from dalle.models.autoregressive_prior import AutoregressivePrior

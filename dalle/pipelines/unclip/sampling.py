@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.diffusion.sample import Noise
+from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.generation.progress import Progress

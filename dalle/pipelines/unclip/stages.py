@@ -11,7 +11,11 @@ from torch import Tensor
 
 from dalle.checkpoints.unclip import UnCLIPParts
 from dalle.device import device_of
-from dalle.generation.decoder import (
+from dalle.generation.diffusion.inpaint import Known, inpaint
+from dalle.generation.diffusion.prediction import Denoiser
+from dalle.generation.diffusion.sample import candidate_noise, sample
+from dalle.generation.diffusion.spacing import spaced_steps
+from dalle.generation.diffusion_decoder import (
     DiffusionSamplingConfig,
     decoder_denoiser,
     from_unit,
@@ -22,10 +26,6 @@ from dalle.generation.decoder import (
     to_unit,
     upsampler_denoiser,
 )
-from dalle.generation.diffusion.inpaint import Known, inpaint
-from dalle.generation.diffusion.prediction import Denoiser
-from dalle.generation.diffusion.sample import candidate_noise, sample
-from dalle.generation.diffusion.spacing import spaced_steps
 from dalle.generation.unet_memory import rows_that_fit
 from dalle.images.transforms import resize_batch, square_tensor
 from dalle.models.clip import TextStates

@@ -9,7 +9,7 @@ from dalle.config.ranges import Probability
 from dalle.data import DataConfig
 from dalle.models.clip import CLIPConfig
 from dalle.training.checkpoint.best import check_metric
-from dalle.training.lock import parse_lock
+from dalle.training.frozen_towers import parse_lock
 from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig
 from dalle.training.recipe.run import Resume, RunConfig

@@ -9,7 +9,7 @@ from dalle.config import config
 from dalle.config.ranges import PositiveFloat, Probability, Range, Weight
 from dalle.data import EmbeddedImageDataConfig, EmbeddingDataConfig
 from dalle.data.token_shards.dataset import ShardsConfig
-from dalle.generation.decoder import DiffusionSamplingConfig
+from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle.models.diffusion_decoder import DecoderConfig

@@ -22,8 +22,8 @@ from dalle.images.augment import augment
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
+from dalle.training.frozen_towers import freeze
 from dalle.training.init_from import initial_weights, load_initial
-from dalle.training.lock import freeze
 from dalle.training.lora import add_lora, changes, merged
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import ContrastiveTask, Phase

@@ -24,7 +24,9 @@ from dalle.data.batch import Batch
 from dalle.data.token_shards.dataset import EmbeddedImageShardsConfig
 from dalle.device import to_device
 from dalle.evaluation.metrics import psnr
-from dalle.generation.decoder import (
+from dalle.generation.diffusion.prediction import Denoiser, denoised_rows, target
+from dalle.generation.diffusion.sample import candidate_noise, sample
+from dalle.generation.diffusion_decoder import (
     decoder_denoiser,
     from_unit,
     image_shape,
@@ -32,8 +34,6 @@ from dalle.generation.decoder import (
     to_unit,
     upsampler_denoiser,
 )
-from dalle.generation.diffusion.prediction import Denoiser, denoised_rows, target
-from dalle.generation.diffusion.sample import candidate_noise, sample
 from dalle.images.grid import image_grid
 from dalle.images.transforms import gaussian_blur, resize_batch
 from dalle.models.clip import TextStates

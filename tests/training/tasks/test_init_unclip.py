@@ -17,7 +17,7 @@ import train
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.unclip import read_unclip
 from dalle.config import from_dict, to_dict
-from dalle.generation.decoder import DiffusionSamplingConfig
+from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_prior import DiffusionPriorConfig
