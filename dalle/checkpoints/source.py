@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published import ibq, mindalle
 
 Source = str | Path | ModelFolder
@@ -53,7 +53,10 @@ def is_model_folder(path: Path) -> bool:
 
     A published minDALL-E folder also has a config.yaml, of another kind, and so has Emu3.5's image tokenizer.
     """
-    return (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path)
+    if not (path / "config.yaml").is_file() or mindalle.is_there(path):
+        return False
+    # Weights of ours tell at once: an IBQ has a model.ckpt, and is known by what its config.yaml says
+    return (path / WEIGHTS).is_file() or not ibq.is_there(path)
 
 
 def open_own(source: Source, stage: str, what: str) -> ModelFolder:
