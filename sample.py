@@ -15,7 +15,6 @@ from dalle.cli.startup import explain_startup_errors
 explain_startup_errors("sample.py")  # before anything else is imported
 
 # isort: split
-from dalle.cli.draw_prompts import draw_prompts, progress_bar, progress_meter
 from dalle.cli.errors import report_error
 from dalle.cli.interrupt import exit_code, sigterm_raises
 from dalle.cli.sample import SampleConfig, parse
@@ -23,6 +22,7 @@ from dalle.cli.sample_files import SampleFiles, finished_images
 from dalle.cli.sample_from import check_model
 from dalle.cli.sample_many import read_rows, sample_many
 from dalle.cli.sample_model import load_pipeline
+from dalle.cli.sample_prompts import draw_prompts, progress_bar, progress_meter
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import compile_in_background, limit_openmp_spinning
 from dalle.config import dump

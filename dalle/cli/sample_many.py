@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dalle import __version__
-from dalle.cli.draw_rows import RowDrawer, TokenRows, UnCLIPRows, with_defaults
-from dalle.cli.drawn_parts import DrawnImage, Part, new_part
 from dalle.cli.errors import describe_os_error, print_error
 from dalle.cli.interrupt import exit_code
 from dalle.cli.prompts_file import PromptRow, read_prompts
 from dalle.cli.run_folder import RunBar, RunFolder
 from dalle.cli.sample import SampleConfig
+from dalle.cli.sample_parts import DrawnImage, Part, new_part
+from dalle.cli.sample_rows import RowDrawer, TokenRows, UnCLIPRows, with_defaults
 from dalle.files import FileLock, check_folder, remove_parts
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help

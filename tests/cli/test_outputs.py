@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dalle.cli.drawn_parts import DrawnImage, Kind, new_part
 from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
+from dalle.cli.sample_parts import DrawnImage, Kind, new_part
 from dalle.files import write_text
 from support.file_limits import files_of_at_most
 

@@ -359,7 +359,7 @@ def test_keyboard_interrupt_keeps_finished_images(
         return draw(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TextToImage, "__call__", interrupted)
-    monkeypatch.setattr("dalle.cli.draw_prompts._MAX_CANDIDATES", 2)
+    monkeypatch.setattr("dalle.cli.sample_prompts._MAX_CANDIDATES", 2)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
     folder = here / "outputs" / "a-dog-0"
@@ -385,7 +385,7 @@ def test_sigterm_keeps_finished_images(
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(TextToImage, "__call__", terminated)
-    monkeypatch.setattr("dalle.cli.draw_prompts._MAX_CANDIDATES", 2)
+    monkeypatch.setattr("dalle.cli.sample_prompts._MAX_CANDIDATES", 2)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
     folder = here / "outputs" / "a-dog-0"
