@@ -22,7 +22,7 @@ from dalle.cli.sample_files import SampleFiles, finished_images
 from dalle.cli.sample_from import check_model
 from dalle.cli.sample_many import read_rows, sample_many
 from dalle.cli.sample_model import load_pipeline
-from dalle.cli.sample_prompts import draw_prompts, progress_bar, progress_meter
+from dalle.cli.sample_prompts import progress_bar, progress_meter, sample_prompts
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import compile_in_background, limit_openmp_spinning
 from dalle.config import dump
@@ -91,11 +91,11 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     with progress_bar(" passes" if isinstance(pipe, UnCLIP) else " codes") as bar:
         total = settings.n * len(settings.prompts)
 
-        def draw(prompts: list[str], n: int, keep: int | None, seed: int) -> list[Result]:
+        def generate(prompts: list[str], n: int, keep: int | None, seed: int) -> list[Result]:
             meter = progress_meter(run, bar, total / (n * len(prompts)))
             return pipe(prompts, n=n, keep=keep, seed=seed, **options, progress=meter)
 
-        draw_prompts(settings, run, draw)
+        sample_prompts(settings, run, generate)
 
 
 if __name__ == "__main__":

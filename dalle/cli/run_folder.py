@@ -151,7 +151,7 @@ class RunBar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def drawn(self, candidates: int) -> None:
+    def sampled(self, candidates: int) -> None:
         """Count candidates of the part that this process is at; 0 begins with the next one."""
         self.own = self.own + candidates if candidates else 0
         if self.shown and time.monotonic() - self.looked > _SECONDS:

@@ -20,8 +20,8 @@ from dalle.cli.interrupt import exit_code
 from dalle.cli.prompts_file import PromptRow, read_prompts
 from dalle.cli.run_folder import RunBar, RunFolder
 from dalle.cli.sample import SampleConfig
-from dalle.cli.sample_parts import DrawnImage, Part, new_part
-from dalle.cli.sample_rows import RowDrawer, TokenRows, UnCLIPRows, with_defaults
+from dalle.cli.sample_parts import Part, SampledImage, new_part
+from dalle.cli.sample_rows import RowSampler, TokenRows, UnCLIPRows, with_defaults
 from dalle.files import FileLock, check_folder, remove_parts
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -78,8 +78,8 @@ def sample_many(
     from dalle.pipelines.text_to_image import TextToImage
 
     try:
-        drawer = TokenRows(settings, pipe, options) if isinstance(pipe, TextToImage) else UnCLIPRows(settings, pipe)
-        return _sample_many(settings, rows, drawer, program)
+        sampler = TokenRows(settings, pipe, options) if isinstance(pipe, TextToImage) else UnCLIPRows(settings, pipe)
+        return _sample_many(settings, rows, sampler, program)
     except OSError as error:
         return print_error(program, f"{describe_os_error(error)}; {_CONTINUE}")
     except KeyboardInterrupt as stop:
@@ -87,19 +87,19 @@ def sample_many(
         return exit_code(stop)
 
 
-def _sample_many(settings: SampleConfig, rows: Sequence[PromptRow], drawer: RowDrawer, program: str) -> int:
-    rows = [drawer.complete(row) for row in rows]
+def _sample_many(settings: SampleConfig, rows: Sequence[PromptRow], sampler: RowSampler, program: str) -> int:
+    rows = [sampler.complete(row) for row in rows]
     size = settings.shard_size or max(1, _PART_CANDIDATES // settings.n)
     rank, world = processes()
-    run = RunFolder(settings, rows, size, drawer.options, drawer.model_hash)
+    run = RunFolder(settings, rows, size, sampler.options, sampler.model_hash)
     run.begin()
     # Two processes of one number would draw the same parts
     with FileLock(run.out / f".lock-{rank}"), RunBar(run, rank) as bar:
         for number in range(rank, len(run.parts), world):
             if number not in run.finished:
-                _draw_part(run, number, drawer, bar)
+                _sample_part(run, number, sampler, bar)
             else:
-                _retry_part(run, number, drawer)
+                _retry_part(run, number, sampler)
     left = len(run.parts) - len(run.look())
     if left:
         print(f"{program}: process {rank + 1} of {world} is done; {left} parts are not finished", file=sys.stderr)
@@ -123,34 +123,34 @@ def _report(run: RunFolder, program: str) -> int:
     return 1 if failed else 0
 
 
-def _draw_part(run: RunFolder, number: int, drawer: RowDrawer, bar: RunBar) -> None:
+def _sample_part(run: RunFolder, number: int, sampler: RowSampler, bar: RunBar) -> None:
     """Draw a part and record it."""
     began, rows, record = time.perf_counter(), run.parts[number], _Record()
     name = run.name(number)
     remove_parts(run.records, f"{name}.json")
     with new_part(run.out, name, run.settings.write) as part:
-        for group in _groups(rows, run.rows, drawer.together):
-            record.add(run, part, _drawn(group, run.rows, drawer), drawer)
-            bar.drawn(sum(run.rows[index].n or 1 for index in group))
+        for group in _groups(rows, run.rows, sampler.together):
+            record.add(run, part, _sampled(group, run.rows, sampler), sampler)
+            bar.sampled(sum(run.rows[index].n or 1 for index in group))
         if len(record.failed) == len(rows) > 1:
             error = record.failed[-1]["error"]
             raise ValueError(f"none of the {len(rows)} prompts of a part could be drawn: {error}")
     run.record(number, name, record.content(time.perf_counter() - began))
-    bar.drawn(0)
+    bar.sampled(0)
 
 
-def _retry_part(run: RunFolder, number: int, drawer: RowDrawer) -> None:
+def _retry_part(run: RunFolder, number: int, sampler: RowSampler) -> None:
     """Try again what could not be drawn of a complete part; what can be now is written and recorded beside it."""
     rows = run.failed_rows(number)
     if not rows:
         return
     began, record, name = time.perf_counter(), _Record(), run.name(number)
     # Before anything is written: else each attempt at what cannot be drawn at all would leave an empty file
-    found = [one for group in _groups(rows, run.rows, drawer.together) for one in _drawn(group, run.rows, drawer)]
+    found = [one for group in _groups(rows, run.rows, sampler.together) for one in _sampled(group, run.rows, sampler)]
     if all(isinstance(result, Exception) for _, result in found):
         return
     with new_part(run.out, name, run.settings.write) as part:
-        record.add(run, part, found, drawer)
+        record.add(run, part, found, sampler)
     run.record(number, name, record.content(time.perf_counter() - began))
 
 
@@ -164,7 +164,7 @@ class _Record:
         self.unfamiliar: Counter[str] = Counter()
 
     def add(
-        self, run: RunFolder, part: Part, found: Iterable[tuple[int, Result | Exception]], drawer: RowDrawer
+        self, run: RunFolder, part: Part, found: Iterable[tuple[int, Result | Exception]], sampler: RowSampler
     ) -> None:
         """Write the images of some rows, and note those that failed."""
         prompts = []
@@ -181,7 +181,7 @@ class _Record:
             self.images += [
                 {"key": one.key, "prompt": one.prompt, "seed": one.seed, "score": one.score} for one in images
             ]
-        for words in drawer.unfamiliar(prompts):
+        for words in sampler.unfamiliar(prompts):
             self.unfamiliar.update(words)
 
     def content(self, seconds: float) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class _Record:
         return {"kept": self.kept, "seconds": round(seconds, 3), **lists}
 
 
-def _images(run: RunFolder, index: int, result: Result) -> Iterator[DrawnImage]:
+def _images(run: RunFolder, index: int, result: Result) -> Iterator[SampledImage]:
     """The images of a row as files."""
     from dalle.images.png import generation_texts, png_bytes
 
@@ -199,7 +199,7 @@ def _images(run: RunFolder, index: int, result: Result) -> Iterator[DrawnImage]:
     for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
         score = None if result.scores is None else result.scores[rank]
         texts = generation_texts(row.prompt, seed, own, run.model_hash, f"dalle {__version__}")
-        yield DrawnImage(index, rank, row.prompt, seed, score, own, png_bytes(image, texts))
+        yield SampledImage(index, rank, row.prompt, seed, score, own, png_bytes(image, texts))
 
 
 def _groups(part: Sequence[int], rows: Sequence[PromptRow], together: int) -> Iterator[list[int]]:
@@ -216,7 +216,9 @@ def _groups(part: Sequence[int], rows: Sequence[PromptRow], together: int) -> It
     yield group
 
 
-def _drawn(group: Sequence[int], rows: Sequence[PromptRow], drawer: RowDrawer) -> list[tuple[int, Result | Exception]]:
+def _sampled(
+    group: Sequence[int], rows: Sequence[PromptRow], sampler: RowSampler
+) -> list[tuple[int, Result | Exception]]:
     """The result of each row, or why there is none: where a group fails, its rows are drawn one by one.
 
     Raises:
@@ -225,10 +227,10 @@ def _drawn(group: Sequence[int], rows: Sequence[PromptRow], drawer: RowDrawer) -
     from dalle.device import out_of_memory
 
     try:
-        return list(zip(group, drawer.draw([rows[index] for index in group]), strict=True))
+        return list(zip(group, sampler.sample([rows[index] for index in group]), strict=True))
     except (ValueError, RuntimeError) as error:
         if out_of_memory(error) is not None:
             raise
         if len(group) == 1:
             return [(group[0], error)]
-    return [one for index in group for one in _drawn([index], rows, drawer)]
+    return [one for index in group for one in _sampled([index], rows, sampler)]

@@ -20,7 +20,7 @@ Kind = Literal["folders", "shards", "parquet"]
 
 
 @dataclass(frozen=True)
-class DrawnImage:
+class SampledImage:
     """A finished image."""
 
     number: int  # of its prompt in the file, from 0
@@ -45,7 +45,7 @@ class Part(ABC):
     """Takes the images of a part."""
 
     @abstractmethod
-    def add(self, images: list[DrawnImage]) -> None:
+    def add(self, images: list[SampledImage]) -> None:
         """Write some images."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class _Folder(Part):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, images: list[DrawnImage]) -> None:
+    def add(self, images: list[SampledImage]) -> None:
         for image in images:
             file = self.folder / f"{image.key}.png"
             with naming(file):
@@ -103,7 +103,7 @@ class _Shard(Part):
         # USTAR: keys are short and ASCII, and every reader knows it
         self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115, open until the part ends
 
-    def add(self, images: list[DrawnImage]) -> None:
+    def add(self, images: list[SampledImage]) -> None:
         for image in images:
             record = json.dumps(image.record(), ensure_ascii=False).encode()
             for suffix, data in (("png", image.png), ("txt", image.prompt.encode()), ("json", record)):
@@ -127,7 +127,7 @@ class _Table(Part):
         self.schema = pa.schema([("number", pa.int64()), ("rank", pa.int32()), *columns, ("options", pa.string())])
         self.writer = pq.ParquetWriter(file, self.schema)
 
-    def add(self, images: list[DrawnImage]) -> None:
+    def add(self, images: list[SampledImage]) -> None:
         import pyarrow as pa
 
         rows = [

@@ -1,4 +1,4 @@
-"""Draws the prompts of a command line: several at a time, or one's candidates in parts, each written when finished."""
+"""Samples the prompts of a command line: several at a time, or one's candidates in parts, written as they finish."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
 _MAX_CANDIDATES = 32  # about this many are sampled at a time; what is finished is written, or kept at an interrupt
 
 
-def draw_prompts(settings: SampleConfig, run: SampleFiles, draw: Callable[..., list[Result]]) -> None:
+def sample_prompts(settings: SampleConfig, run: SampleFiles, generate: Callable[..., list[Result]]) -> None:
     """Several prompts at a time, or the candidates of one prompt in several parts."""
     prompts, n = settings.prompts, settings.n
     most = max(_MAX_CANDIDATES, settings.batch_size or 0)
     size = max(1, most // max(1, n))
     if n <= most:
         for first in range(0, len(prompts), size):
-            for result in draw(prompts[first : first + size], n, settings.keep, settings.seed):
+            for result in generate(prompts[first : first + size], n, settings.keep, settings.seed):
                 run.add(result)
         return
     for prompt in prompts:
@@ -31,7 +31,7 @@ def draw_prompts(settings: SampleConfig, run: SampleFiles, draw: Callable[..., l
         try:
             for first in range(0, n, most):
                 # Candidate i has seed + i, however they are split: parts give the same images as one batch
-                (part,) = draw([prompt], min(most, n - first), None, settings.seed + first)
+                (part,) = generate([prompt], min(most, n - first), None, settings.seed + first)
                 found = part if found is None else found.merged([found, part])
                 if settings.keep is not None and settings.keep < len(found.images):
                     found = found.best(settings.keep, settings.distinct)

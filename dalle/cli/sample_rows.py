@@ -1,4 +1,4 @@
-"""Draws rows of a file of prompts: with a model that samples tokens all together, with an unCLIP those that fit."""
+"""Samples rows of a file of prompts: with a model that samples tokens all together, with an unCLIP those that fit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def with_defaults(row: PromptRow, settings: SampleConfig, ranks: bool = True) ->
     return replace(row, n=n, keep=keep, seed=seed, negative=negative)
 
 
-class RowDrawer(ABC):
+class RowSampler(ABC):
     """Draws rows with one pipeline.
 
     Attributes:
@@ -89,7 +89,7 @@ class RowDrawer(ABC):
         """All options of a row's images, of which it gives some."""
 
     @abstractmethod
-    def draw(self, rows: Sequence[PromptRow]) -> list[Result]:
+    def sample(self, rows: Sequence[PromptRow]) -> list[Result]:
         """The images of completed rows that are kept, each as it is alone."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class RowDrawer(ABC):
         """The words of each prompt that the model has hardly seen in training."""
 
 
-class TokenRows(RowDrawer):
+class TokenRows(RowSampler):
     """Rows of a model that samples tokens."""
 
     def __init__(self, settings: SampleConfig, pipe: TextToImage, options: Mapping[str, Any]) -> None:
@@ -121,7 +121,7 @@ class TokenRows(RowDrawer):
             self.pipe.check_negative(negative)
         return to_dict(self.pipe.sampling.updated(**{**self.sampling, **given})) if given else self.sampling
 
-    def draw(self, rows: Sequence[PromptRow]) -> list[Result]:
+    def sample(self, rows: Sequence[PromptRow]) -> list[Result]:
         """In one batch, each row with its own options."""
         from dalle.pipelines.request import Request
 
@@ -140,7 +140,7 @@ class TokenRows(RowDrawer):
         return unfamiliar_words(self.pipe.model, self.pipe.text_tokenizer, prompts)
 
 
-class UnCLIPRows(RowDrawer):
+class UnCLIPRows(RowSampler):
     """Rows of an unCLIP, whose calls have one seed and one set of options: rows that share them are drawn together."""
 
     def __init__(self, settings: SampleConfig, pipe: UnCLIP) -> None:
@@ -160,7 +160,7 @@ class UnCLIPRows(RowDrawer):
         self.pipe.check_options(options)
         return options
 
-    def draw(self, rows: Sequence[PromptRow]) -> list[Result]:
+    def sample(self, rows: Sequence[PromptRow]) -> list[Result]:
         """One call for each seed, n and set of options."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, row in enumerate(rows):
