@@ -1,1 +1,1 @@
-"""What CLIP and the tokenizers are used for: zero-shot classification, search, VQGAN+CLIP. Only the CLI imports it."""
+"""Applications of the models: classification, search, VQGAN+CLIP, a server, reports. Only the CLI imports them."""

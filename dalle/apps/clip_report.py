@@ -1,4 +1,4 @@
-"""What a CLIP can do on a data set: retrieval by captions, zero-shot classification, linear probe.
+"""Metrics of a CLIP on a data set: retrieval by captions, zero-shot classification, linear probe.
 
 Letters: N images, C channels of the image tower.
 """

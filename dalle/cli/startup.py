@@ -1,4 +1,4 @@
-"""What happens before a command runs: an interrupt or a missing package while modules are imported, in one line."""
+"""Errors before a command runs, in one line: an interrupt or a missing package while modules are imported."""
 
 from __future__ import annotations
 

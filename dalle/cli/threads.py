@@ -1,4 +1,4 @@
-"""What a process waits for: spinning OpenMP threads, a compiler. Set in its environment, before torch is imported."""
+"""Waiting less: OpenMP threads that spin, a compiler. Set in the process's environment, before torch is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What image tokenizers with an encoder, a quantizer and a decoder have in common. Holds no network."""
+"""The base of image tokenizers with an encoder, a quantizer and a decoder. Holds no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the towers of a CLIP have in common, whatever their architecture.
+"""The interface of a CLIP's towers, whatever their architecture.
 
 Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, D embedding.
 """

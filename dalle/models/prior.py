@@ -1,4 +1,4 @@
-"""What unCLIP's two priors share: mapping a caption to the space of CLIP's image embeddings, and back from it.
+"""The base of unCLIP's two priors: maps captions to the space of CLIP's image embeddings, and back from it.
 
 Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125), section 2.2.
 

@@ -1,4 +1,4 @@
-"""What a model is given for a batch of requests: their texts, negative prompts, and the codes that are known.
+"""The model's inputs for a batch of requests: their texts, negative prompts, and the codes that are known.
 
 Shapes: P requests, B candidates of all of them, T text length, C channels of features, h w codes of an image.
 """

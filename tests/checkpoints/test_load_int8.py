@@ -118,7 +118,7 @@ def test_a_pipeline_takes_it(folder: Path) -> None:
     assert len(result.images) == 2
 
 
-def test_a_weight_that_is_not_finite_is_told(folder: Path) -> None:
+def test_nonfinite_weight_is_named(folder: Path) -> None:
     model = DALLE(CONFIG)
     with torch.no_grad():
         model.image_head.weight[0, 0] = float("nan")

@@ -24,7 +24,7 @@ def test_folder_check_creates_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("place", ["file", "file/under", "link", "link/under"])
-def test_what_is_no_folder_is_refused(place: str, tmp_path: Path) -> None:
+def test_run_dir_that_is_a_file_is_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"(file|link) is not a folder that can be written: give another as run\.dir"):

@@ -34,7 +34,7 @@ def test_scores_are_the_cosines_of_image_and_prompt(clip: CLIP) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_image_that_is_not_finite_is_refused(clip: CLIP, value: float) -> None:
+def test_nonfinite_image_is_refused(clip: CLIP, value: float) -> None:
     """NaN sorts before every score: such an image would be the best."""
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     images[2, 0, 3, 3] = value

@@ -155,6 +155,6 @@ def test_a_text_that_does_not_fit_leaves_the_batch_as_it_was() -> None:
         {"padding": "left", "positions": "rope_1d", "text_head": False},
     ],
 )
-def test_models_that_know_one_position_are_told_apart(options: dict[str, Any]) -> None:
+def test_models_with_one_position_for_all_rows_have_no_rolling_batch(options: dict[str, Any]) -> None:
     assert not RollingBatch.supports(DALLE(dalle_config(**options)))
     assert RollingBatch.supports(DALLE(dalle_config()))

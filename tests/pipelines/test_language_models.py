@@ -70,7 +70,7 @@ def test_known_rows_and_masked_parts_stay(pipe: dalle.TextToImage) -> None:
         assert result.images[0].crop(box).tobytes() == image.crop(box).tobytes()
 
 
-def test_what_is_seen_on_the_way_are_the_codes_so_far(pipe: dalle.TextToImage) -> None:
+def test_previews_have_the_codes_so_far(pipe: dalle.TextToImage) -> None:
     seen: list[tuple[torch.Tensor, int]] = []
     told: list[tuple[int, int]] = []
     requests = [Request(prompt, (5,), pipe.sampling) for prompt in PROMPTS]

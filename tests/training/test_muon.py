@@ -97,7 +97,7 @@ def test_the_update_ratio_is_that_of_all_weights() -> None:
         assert update_ratio(optimizer) == pytest.approx(((after - before).norm() / after.norm()).item(), rel=1e-3)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_a_large_one_clipped() -> None:
+def test_nonfinite_step_is_skipped_and_a_large_one_clipped() -> None:
     finished = []
     for unwanted in ((), (0, 2)):
         model = Model()

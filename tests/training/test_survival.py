@@ -266,7 +266,7 @@ def test_two_runs_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFix
         ("samples", "samples is no folder of a run"),
     ],
 )
-def test_export_of_what_is_no_run_is_refused(
+def test_export_of_a_folder_that_is_no_run_is_refused(
     place: str, message: str, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("begun/metrics.jsonl", "samples/a.png"):

@@ -1,4 +1,4 @@
-"""What published CLIPs record beside their weights: config.json, preprocessor_config.json, open_clip_config.json."""
+"""Settings beside the weights of published CLIPs: config.json, preprocessor_config.json, open_clip_config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What images are encoded with: an image tokenizer, to codes; or a CLIP, to embeddings, perhaps beside the images."""
+"""Encoders of images: an image tokenizer, to codes; or a CLIP, to embeddings, perhaps beside the images."""
 
 from __future__ import annotations
 

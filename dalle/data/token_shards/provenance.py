@@ -1,4 +1,4 @@
-"""What determines the contents of shards: the data, the encoder, and how a row is stored; recorded in their index."""
+"""The provenance of shards, recorded in their index: the data, the encoder, and how a row is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What unCLIP is made of: texts and images to embeddings, embeddings to images, images to their noise."""
+"""The parts of an unCLIP call: texts and images to embeddings, embeddings to images, images to their noise."""
 
 from __future__ import annotations
 

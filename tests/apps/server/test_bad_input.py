@@ -213,7 +213,7 @@ def test_targets_may_be_whole_urls(served: Running) -> None:
 
 
 @pytest.mark.parametrize("request_", ["nonsense\r\n\r\n", "GET /v1/models\r\n\r\n", "GET / HTTP/1.1\r\n: x\r\n\r\n"])
-def test_what_is_no_http_is_refused_as_all_errors_are(served: Running, request_: str) -> None:
+def test_invalid_http_is_refused_in_the_shape_of_all_errors(served: Running, request_: str) -> None:
     head, content = exchange(served, request_)
     assert head.startswith("HTTP/1.1 400") and "application/json" in head
     assert content["error"]["type"] == "invalid_request_error" and "no HTTP" in content["error"]["message"]

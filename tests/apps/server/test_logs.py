@@ -63,14 +63,14 @@ def test_metrics_count_requests_images_tokens_and_seconds(tiny_model: Path) -> N
     assert float(values["dalle_drawing_seconds_total"]) > 0
 
 
-def test_address_is_told_once_it_listens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_address_is_logged_once_the_server_listens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dalle.server")
     with running(tiny_model) as served:
         until(lambda: bool(caplog.text))
         assert f"page: {served.url}/, API: {served.url}/v1;" in caplog.text
 
 
-def test_taken_port_and_wrong_host_are_told_before_the_model_is_loaded() -> None:
+def test_taken_port_and_wrong_host_are_refused_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"^port {port} is taken: give another with --port$"):
@@ -81,6 +81,6 @@ def test_taken_port_and_wrong_host_are_told_before_the_model_is_loaded() -> None
     check_address("localhost", 0)
 
 
-def test_only_this_machine_is_served_unless_told() -> None:
+def test_default_settings_serve_this_machine_only() -> None:
     settings = ServeConfig()
     assert settings.host == "127.0.0.1" and settings.cors == () and not settings.log_prompts

@@ -182,7 +182,7 @@ def test_classification_is_calibrated_by_the_file_beside_the_clip(tmp_path: Path
         pass
 
 
-def test_doubts_of_the_model_that_ships_are_told() -> None:
+def test_shipped_model_says_when_no_label_fits() -> None:
     """A photo-like noise is none of two emoji, a heart is one of them."""
     pipe = TextToImage.from_pretrained(device="cpu")
     heart = pipe("a red heart", seed=7)[0].images[0]

@@ -127,7 +127,7 @@ def test_it_trains() -> None:
         pytest.param((1, 1), "decoder", id="another decoder"),
     ],
 )
-def test_tokenizers_of_other_steps_are_told_by_their_programs(
+def test_tokenizers_of_other_steps_are_recognized_by_their_programs(
     steps: tuple[int, int], wrong: str, archives: Path, tmp_path: Path
 ) -> None:
     own, other = cosmos.parts((5, 4, 3)), cosmos.parts((5, 4, 3), steps=steps)

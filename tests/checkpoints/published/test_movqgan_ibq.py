@@ -76,7 +76,7 @@ def test_an_ibq_takes_the_code_of_the_largest_dot_product(tmp_path: Path) -> Non
         assert (made - reference).abs().max() < 2e-5 * (reference.max() - reference.min()) and reference.std() > 0.05
 
 
-def test_without_its_config_an_ibq_is_told_by_its_codes_and_never_taken_for_a_vqgan(tmp_path: Path) -> None:
+def test_ibq_without_its_config_is_recognized_by_its_codes_and_never_taken_for_a_vqgan(tmp_path: Path) -> None:
     state = ibq_state(131_072, 4)
     folder = write_ibq(tmp_path / "a", state, None)
     found = read_image_tokenizer(folder)
