@@ -84,7 +84,8 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     run.begin(pipe.model_hash, options)
     if settings.from_image is not None:
         check_model(settings.from_image, settings.model, pipe.model_hash)
-    check_request(settings.prompts, settings.n, settings.keep, settings.seed, pipe.clip is not None)
+    ranks = (pipe.judge if isinstance(pipe, UnCLIP) else pipe.clip) is not None
+    check_request(settings.prompts, settings.n, settings.keep, settings.seed, ranks)
     if not isinstance(pipe, UnCLIP):
         warn_of_unfamiliar_words(pipe.model, pipe.text_tokenizer, settings.prompts)
     options |= {"distinct": settings.distinct, **images}

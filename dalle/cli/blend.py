@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dalle.cli.frames import add_common
+from dalle.cli.streams import utf8_argument
 
 _EPILOG = (
     "Two items without weights give a sequence of --frames images. More than two, or weights, give one image: "
@@ -31,26 +33,35 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.cli.frames import open_model, write_frames
+    from dalle.cli.frames import open_model, sample_frames
     from dalle.images.read import EXTENSIONS, read_image
 
     parsed = [parse_item(text) for text in args.items]
     # A file whose name is misspelled would be taken for a text in silence: read_image says that it is not there
-    is_image = [Path(name).is_file() or name.lower().endswith(EXTENSIONS) for name, _ in parsed]
-    items = [read_image(Path(name)) if file else name for (name, _), file in zip(parsed, is_image, strict=True)]
+    is_image = [_is_file(name) or name.lower().endswith(EXTENSIONS) for name, _ in parsed]
+    names = [name for name, _ in parsed]
+    items = [
+        read_image(Path(name)) if file else utf8_argument(name) for name, file in zip(names, is_image, strict=True)
+    ]
     has_weights = any(weight is not None for _, weight in parsed)
     weights = [1.0 if weight is None else weight for _, weight in parsed] if has_weights or len(parsed) > 2 else None
     pipe = open_model(args)
-    write_frames(pipe.blend(items, weights, args.frames, args.seed, args.steps), args.out)
-    print(args.out)
+    sample_frames(args, partial(pipe.blend, items, weights, args.frames, args.seed, args.steps))
 
 
 def parse_item(text: str) -> tuple[str, float | None]:
     """Split "ITEM:WEIGHT". Without a number after the last colon, or if all of it is a file, there is no weight."""
     name, colon, end = text.rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or _is_file(text):
         return text, None
     try:
         return name, float(end)
     except ValueError:  # text with a colon in it
         return text, None
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name of a file can be
+        return False

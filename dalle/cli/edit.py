@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dalle.cli.frames import add_common
+from dalle.cli.streams import utf8_argument
 
 
 def add(commands: Any) -> None:
@@ -14,9 +16,16 @@ def add(commands: Any) -> None:
     command = commands.add_parser("edit", help="edit an image by the difference of two texts (unCLIP)")
     command.add_argument("image", type=Path, metavar="IMAGE", help="image to edit; its central square is used")
     command.add_argument(
-        "--from", dest="before", default="a photo", metavar="TEXT", help="caption of the image (%(default)s)"
+        "--from",
+        dest="before",
+        type=utf8_argument,
+        default="a photo",
+        metavar="TEXT",
+        help="caption of the image (%(default)s)",
     )
-    command.add_argument("--to", dest="after", required=True, metavar="TEXT", help="caption of the result")
+    command.add_argument(
+        "--to", dest="after", type=utf8_argument, required=True, metavar="TEXT", help="caption of the result"
+    )
     command.add_argument(
         "--theta", type=float, default=0.35, help="strength from 0 to 1; usually 0.25 to 0.5 (%(default)s)"
     )
@@ -31,10 +40,9 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.cli.frames import open_model, write_frames
+    from dalle.cli.frames import open_model, sample_frames
     from dalle.images.read import read_image
 
     image = read_image(args.image)
     pipe = open_model(args)
-    write_frames(pipe.edit(image, args.before, args.after, args.theta, args.frames, args.steps), args.out)
-    print(args.out)
+    sample_frames(args, partial(pipe.edit, image, args.before, args.after, args.theta, args.frames, args.steps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,34 @@ def open_model(args: argparse.Namespace) -> UnCLIP:
 
     check_out(args.out)
     return UnCLIP.from_pretrained(args.model, device=args.device)
+
+
+def sample_frames(args: argparse.Namespace, make: Callable[..., list[Image.Image]]) -> None:
+    """Generate images and write them to --out; if that is broken off, those that are finished.
+
+    Args:
+        args: the command line.
+        make: generates the images; it takes `progress` and `finished` as `UnCLIP.vary` does.
+    """
+    from dalle.cli.draw_prompts import progress_bar
+
+    images: list[Image.Image] = []
+    try:
+        with progress_bar(" passes") as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            make(progress=progress, finished=images.extend)
+    except KeyboardInterrupt:
+        args.kept = "nothing was finished"
+        if images:
+            write_frames(images, args.out)
+            args.kept = f"{len(images)} finished image{'s' * (len(images) > 1)}: {args.out}"
+        raise
+    write_frames(images, args.out)
+    print(args.out)
 
 
 def write_frames(images: Sequence[Image.Image], out: Path) -> None:

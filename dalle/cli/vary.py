@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.cli.frames import open_model, write_frames
+    from dalle.cli.frames import open_model, sample_frames
     from dalle.images.read import read_image
 
     image = read_image(args.image)
     pipe = open_model(args)
-    write_frames(pipe.vary(image, args.n, args.eta, args.seed, args.steps), args.out)
-    print(args.out)
+    sample_frames(args, partial(pipe.vary, image, args.n, args.eta, args.seed, args.steps))

@@ -19,6 +19,10 @@ from dalle.models.diffusion_prior import DiffusionPrior
 
 Prior = DiffusionPrior | AutoregressivePrior
 
+# Between the seeds of a pair's draws: more than a split has pairs. Generators of the CPU read the lower 32 bits of a
+# seed only, so draws whose seeds differ above them would be the same
+_NEXT_DRAW = 1 << 20
+
 
 @torch.no_grad()
 def prior_metrics(
@@ -66,9 +70,8 @@ def sampled_embeddings(
         text = clip.text_states(batch.captions)
         text_embeds.append(text.embeds)
         seeds = range(first, first + len(batch.captions))
-        # Seeds of different draws differ in the upper 32 bits, which pairs of a split do not reach
         per_draw = [
-            sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options, nothing=nothing)
+            sample_embeddings(prior, text, [seed + n * _NEXT_DRAW for seed in seeds], options, nothing=nothing)
             for n in range(draws)
         ]
         samples.append(torch.stack(per_draw, dim=1))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dalle.config import config
 from dalle.config.ranges import PositiveFloat, Range
-from dalle.generation.diffusion.prediction import Limit, make_denoiser
+from dalle.generation.diffusion.prediction import Limit, Network, make_denoiser
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise
 from dalle.generation.diffusion.sample import sample as sample_diffusion
 from dalle.generation.diffusion_decoder import repeated
@@ -89,20 +89,17 @@ def sample_embeddings(
     count, dim, device = options.samples, prior.config.embed_dim, text.states.device
     # Each caption `count` times, next to each other
     each = TextStates(*(part.repeat_interleave(count, 0) for part in text))  # [B * count, ...]
-    other, dropped = _null_text(prior, text, nothing, options.guidance)
-    others = TextStates(*(part.repeat_interleave(count, 0) for part in other))
     own = candidate_noise(seeds, (dim,), device)
 
     def candidates() -> Tensor:
         return torch.stack([own() for _ in range(count)], dim=1).flatten(0, 1)  # all samples of a caption together
 
-    all_dropped = torch.ones(len(each.states), dtype=torch.bool, device=device) if dropped else None
     schedule = make_schedule(prior.config.schedule)
     denoise = make_denoiser(
-        lambda x, steps: prior(x, steps, each),
+        _after_text(prior, each),
         schedule,
         "sample",
-        unconditional=lambda x, steps: prior(x, steps, others, all_dropped),
+        unconditional=_without_text(prior, text, nothing, options) if options.guidance != 1 else None,
         guidance=options.guidance,
         limit=None if options.bound is None else Limit(options.bound),
     )
@@ -112,6 +109,22 @@ def sample_embeddings(
     # The paper keeps the better of two samples, by the dot product with the text embedding
     match = F.cosine_similarity(embeds, text.embeds[:, None], dim=-1)  # [B, count]
     return embeds[torch.arange(len(embeds), device=device), match.argmax(1)]
+
+
+def _after_text(prior: DiffusionPrior, text: TextStates, dropped: Tensor | None = None) -> Network:
+    """The prior after the text, which it reads once for all steps."""
+    cache, valid = prior.prefill(text, dropped)
+    return lambda x, steps: prior.denoise(x, steps, cache, valid)
+
+
+def _without_text(
+    prior: DiffusionPrior, text: TextStates, nothing: TextStates | None, options: PriorSamplingConfig
+) -> Network:
+    """The prior after what guidance leads away from, for each sample of each caption."""
+    other, unknown = _null_text(prior, text, nothing, options.guidance)
+    each = TextStates(*(part.repeat_interleave(options.samples, 0) for part in other))
+    dropped = torch.ones(len(each.states), dtype=torch.bool, device=each.states.device) if unknown else None
+    return _after_text(prior, each, dropped)
 
 
 def _null_text(

@@ -48,6 +48,29 @@ def check_text(text: str, name: str = "prompt") -> None:
         raise ValueError(f"the {name} has {len(text):,} characters: at most {_LONGEST:,} are read, so shorten it")
 
 
+def check_count(name: str, count: int, least: int = 1) -> None:
+    """Check how many images a call generates.
+
+    Raises:
+        ValueError: fewer than `least`, or more than fit in memory.
+    """
+    if count < least:
+        raise ValueError(f"{name} is {count}: generate at least {least}")
+    if count > _MOST:
+        raise ValueError(f"{name} is {count}: at most {_MOST:,} at a time, as all are kept in memory")
+
+
+def check_seed(seed: int, n: int = 1) -> None:
+    """Check the seed of the first of `n` candidates.
+
+    Raises:
+        ValueError: it is negative, or that of the last one is too large.
+    """
+    # Torch's generators take seeds below 2^63, also that of the last candidate
+    if not 0 <= seed <= 2**63 - n:
+        raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
+
+
 def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
     """Check the arguments of a pipeline's call.
 
@@ -68,13 +91,8 @@ def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks
         raise ValueError("no prompt given: give at least one")
     for prompt in prompts:
         check_text(prompt)
-    if n < 1:
-        raise ValueError(f"n is {n}: generate at least 1 candidate")
-    if n > _MOST:
-        raise ValueError(f"n is {n}: at most {_MOST:,} at a time, of which all are kept in memory; go on with seed + n")
-    # Torch's generators take seeds below 2^63, also that of the last candidate
-    if not 0 <= seed <= 2**63 - n:
-        raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
+    check_count("n", n)
+    check_seed(seed, n)
     keep = n if keep is None else keep
     if not 1 <= keep <= n:
         raise ValueError(f"keep is {keep} of n={n} candidates: keep from 1 to {n}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from safetensors.torch import load_file, save_file
 import dalle
 import sample
 from dalle.__main__ import main
+from dalle.cli.blend import parse_item
+from dalle.pipelines.unclip import UnCLIP
 from support.tiny_unclip import make_tiny_unclip
 
 
@@ -66,6 +70,12 @@ def run(words: list[str], folder: Path, images: Path, out: str = "out.png") -> i
         (["edit", "a.png", "--to", "a dog", "--theta", "nan"], "theta is nan"),
         (["edit", "a.png", "--from", "a dog", "--to", "a dog"], "both texts have the same embedding"),
         (["edit", "a.png", "--to", "a dog", "--frames", "0"], "frames is 0"),
+        (["edit", "a.png", "--to", "a\0dog"], "has a NUL"),
+        (["blend", "a.png", "a\0dog"], "has a NUL"),
+        (["blend", "a.png", "b.png", "--frames", "1000000000"], "frames is 1000000000: at most 100,000"),
+        (["vary", "a.png", "--n", "1000000000"], "n is 1000000000: at most 100,000"),
+        (["vary", "a.png", "--seed", "-1"], "seed is -1"),
+        (["blend", "a.png", "b.png", "--seed", str(2**63)], f"seed is {2**63}"),
         (["vary", "words.png"], "words.png"),
         (["vary", "huge.png"], "huge.png"),
         (["edit", "missing.png", "--to", "a dog"], "missing.png"),
@@ -119,6 +129,77 @@ def test_full_disk_leaves_no_file(
     error = capsys.readouterr().err
     assert "No space left on device" in error and error.count("\n") == 1
     assert set(images.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "batches", "shape"),
+    [
+        (["vary", "a.png", "--n", "5"], 1, (32, 16, 1)),
+        (["vary", "a.png", "--n", "5"], 0, None),
+        (["blend", "a.png", "a hat", "--frames", "6"], 2, (16, 16, 4)),
+        (["edit", "a.png", "--to", "a dog", "--frames", "3"], 1, (32, 16, 1)),
+    ],
+)
+def test_an_interrupt_leaves_what_is_finished(
+    words: list[str],
+    batches: int,
+    shape: tuple[int, int, int] | None,
+    folder: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    upsample, calls = UnCLIP._upsample, 0
+
+    def until_interrupted(self: UnCLIP, *given: object, **options: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > batches:
+            raise KeyboardInterrupt
+        return upsample(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnCLIP, "_upsample", until_interrupted)
+    monkeypatch.setattr(UnCLIP, "_rows_that_fit", lambda self, guided: 2)
+    name = "out.gif" if words[0] == "blend" else "out.png"
+    assert run([*words, "--steps", "2"], folder, images, name) == 130
+    line = capsys.readouterr().err.rpartition("\r")[2].splitlines()[-1]  # after the progress bar
+    if shape is None:
+        assert line.endswith("vary: stopped; nothing was finished") and not (images / name).exists()
+        return
+    assert line.endswith(f": stopped; {2 * batches} finished images: {images / name}")
+    with Image.open(images / name) as image:
+        assert (*image.size, getattr(image, "n_frames", 1)) == shape
+
+
+def test_progress_counts_all_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two passes a step of inversion for each given image, then each image's steps in decoder and upsampler."""
+    monkeypatch.setattr(UnCLIP, "_rows_that_fit", lambda self, guided: 2)
+    pipe, image = dalle.UnCLIP.from_pretrained(folder, device="cpu"), Image.new("RGB", (16, 16))
+    told: list[tuple[int, int]] = []
+    for make, total in (
+        (partial(pipe.vary, image, 3), 2 * 4 + 3 * (4 + 3)),
+        (partial(pipe.blend, [image, "a hat"], frames=5), 2 * 4 + 5 * (4 + 3)),
+        (partial(pipe.blend, [image, image, image], [1, 1, 1]), 3 * 2 * 4 + 4 + 3),
+        (partial(pipe.edit, image, "a cat", "a dog"), 2 * 4 + 4 + 3),
+    ):
+        told.clear()
+        found: list[Image.Image] = []
+        images = make(steps=4, progress=lambda done, of: told.append((done, of)), finished=found.extend)
+        assert told[-1] == (total, total) and {of for _, of in told} == {total}
+        assert [one.tobytes() for one in found] == [one.tobytes() for one in images]
+
+
+def test_long_and_foreign_texts_are_texts(folder: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Longer than the name of a file can be, in UTF-8 whatever the locale, or nothing at all."""
+    long = "रातो मुटु " * 40
+    assert run(["blend", long, "a.png", "--frames", "2", "--steps", "2"], folder, images) == 0
+    assert run(["blend", f"{long}:0.3", ":0.7", "--steps", "2"], folder, images, "w.png") == 0
+    assert run(["edit", "a.png", "--from", "", "--to", long, "--steps", "2"], folder, images, "e.png") == 0
+    given = os.fsencode("रातो").decode("ascii", "surrogateescape")  # as Python gives it in LC_ALL=C
+    assert parse_item(given) == (given, None)
+    assert run(["blend", given, "रातो", "--steps", "2", "--frames", "2"], folder, images, "s.gif") == 0
+    assert run(["edit", "a.png", "--to", given, "--from", "रातो", "--steps", "2"], folder, images, "t.png") == 2
+    assert "both texts have the same embedding" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["prior", "decoder", "upsampler"])

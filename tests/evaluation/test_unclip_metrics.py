@@ -16,8 +16,10 @@ from dalle.checkpoints import model_folder
 from dalle.config import to_dict
 from dalle.data import ShapesConfig, open_data
 from dalle.data.loader import evaluation_batches
+from dalle.evaluation.priors import sampled_embeddings
 from dalle.evaluation.unclip import DecoderEvaluation, full_prior_metrics, metrics_function
 from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
+from dalle.generation.prior import PriorSamplingConfig
 from dalle.images.transforms import resize_batch
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DiffusionDecoder
@@ -72,6 +74,16 @@ def test_ranks_and_baselines_equal_a_slow_loop() -> None:
     assert found["constant_cos"] == pytest.approx(sum(cos(mean, image) for image in images) / 40, abs=1e-5)
     perfect = full_prior_metrics(prior, images, texts, images[:, None])
     assert perfect["own_image_top1"] == 1 and perfect["mean_cos"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["prior", "prior-ar"])
+def test_samples_of_a_caption_differ(kind: str, folders: dict[str, Path]) -> None:
+    """Each is that of a seed of its own, and the first that of the pair's number."""
+    prior, clip = dalle.load_prior(folders[kind]), dalle.load_clip(folders["clip"])
+    _, _, samples = sampled_embeddings(prior, clip, pairs(16, count=4), PriorSamplingConfig(samples=1), draws=5)
+    assert all(len({tuple(one.tolist()) for one in own}) == 5 for own in samples)
+    again = sampled_embeddings(prior, clip, pairs(16, count=4), PriorSamplingConfig(samples=1), draws=1)[2]
+    torch.testing.assert_close(again[:, 0], samples[:, 0])
 
 
 def test_decoder_that_gives_the_images_back_is_perfect(folders: dict[str, Path]) -> None:

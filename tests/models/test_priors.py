@@ -87,6 +87,21 @@ def test_dropped_text_is_replaced_by_the_null_embedding(prior: Either) -> None:
     assert not torch.allclose(null, kept, atol=1e-4)
 
 
+@torch.no_grad()
+def test_the_text_is_read_once_for_all_steps() -> None:
+    prior, text = make("diffusion"), captions(4, length=5)
+    assert isinstance(prior, DiffusionPrior)
+    dropped = torch.tensor([False, True, False, False])
+    for rows in (None, dropped):
+        cache, valid = prior.prefill(text, rows)
+        for seed in (3, 4):
+            random = torch.Generator().manual_seed(seed)
+            noised, steps = torch.randn(4, 12, generator=random), torch.randint(1000, (4,), generator=random)
+            torch.testing.assert_close(
+                prior.denoise(noised, steps, cache, valid), prior(noised, steps, text, rows), rtol=1e-4, atol=1e-5
+            )
+
+
 def test_every_parameter_is_trained(prior: Either) -> None:
     prior.train()
     output(prior, captions(4), torch.tensor([True, False, False, False])).square().mean().backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +13,18 @@ from torch import Tensor
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise, invert, sample_from
 from dalle.generation.diffusion_decoder import image_shape, to_unit
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
+from dalle.generation.progress import Progress
 from dalle.images.transforms import to_images
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import make_schedule
-from dalle.pipelines.unclip.sampling import Sampling, StageNoise, noise_of_stage, stage_seeds
+from dalle.pipelines.unclip.sampling import ProgressMeter, Sampling, StageNoise, noise_of_stage, stage_seeds
 from dalle.pipelines.unclip.stages import DiffusionStages, finite
 
 INVERSION = SamplerConfig(sampler="ddim", steps=50)
+Finished = Callable[[list[Image.Image]], object]
+"""Called with images as soon as they are finished, some at a time."""
 ITERATIONS = 2  # of inversion: the second recovers most of what plain DDIM inversion loses (docs/log.md)
 
 
@@ -110,7 +113,7 @@ class EmbeddingDecoder(DiffusionStages):
             steps: of DDIM; reconstruction takes as many.
             iterations: network passes per step; 1 is plain DDIM inversion.
         """
-        return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), iterations)
+        return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), None, iterations)
 
     @torch.no_grad()
     def reconstruct(self, z: Tensor, noise: Tensor, steps: int = 50) -> Tensor:
@@ -128,29 +131,46 @@ class EmbeddingDecoder(DiffusionStages):
         small = sample_from(noise, self._unguided_denoiser(z), make_schedule(self.decoder.config.schedule), options)
         return to_unit(small if self.autoencoder is None else self.autoencoder.decode(small))
 
-    def _latents(self, item: Image.Image | str, seed: int, options: SamplerConfig) -> tuple[Tensor, Tensor]:
+    def _meter(self, progress: Progress | None, inverted: int, decoded: int, steps: int) -> ProgressMeter:
+        """Counts the passes of `inverted` given images and the steps of `decoded` new ones."""
+        upsampling = 0 if self.upsampler is None else self.sampling.upsampler.sampler.steps
+        return ProgressMeter(progress, inverted * steps * ITERATIONS + decoded * (steps + upsampling))
+
+    def _latents(
+        self, item: Image.Image | str, seed: int, options: SamplerConfig, meter: ProgressMeter
+    ) -> tuple[Tensor, Tensor]:
         """The bipartite latents of an image or a text (section 3): z [1, D] and x_T [1, 3, h, h]."""
         if isinstance(item, str):
             x_t = candidate_noise(stage_seeds([seed], "decoder"), image_shape(self.decoder), self.device)()
             return self.embed(item, seed=seed), x_t
         images = self._to_tensors(item)
         z = self._clip_embeds(images)
-        return z, self._invert(images, z, options, ITERATIONS)
+        return z, self._invert(images, z, options, meter)
 
     def _decode_latents(
-        self, z: Tensor, x_t: Tensor, options: SamplerConfig, seeds: list[int], upsampler_seeds: list[int]
+        self,
+        z: Tensor,
+        x_t: Tensor,
+        options: SamplerConfig,
+        seeds: list[int],
+        upsampler_seeds: list[int],
+        meter: ProgressMeter,
+        finished: Finished | None,
     ) -> list[Image.Image]:
         """Images of z [B, D] and x_T [B, 3, h, h], without guidance, as DDIM inversion is the inverse of that."""
         images: list[Image.Image] = []
         rows = self._rows_that_fit(guided=False)
         for first in range(0, len(z), rows):
             part = slice(first, first + rows)
+            meter.rows = len(seeds[part])
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
-            small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
+            small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise, meter.step)
             small = finite(small, "decoder")
-            large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)  # [b, 3, H, H]
+            large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler, meter=meter)
             images += to_images(to_unit(large))
+            if finished is not None:
+                finished(images[first:])
         return images
 
     def check_options(self, options: Mapping[str, Any]) -> None:
@@ -190,7 +210,17 @@ class EmbeddingDecoder(DiffusionStages):
             nothing = self.clip.text_states([negative or ""])
         return sample_embeddings(self.prior, text, seeds, options, noise, nothing)
 
-    def _invert(self, images: Tensor, z: Tensor, options: SamplerConfig, iterations: int) -> Tensor:
+    def _invert(
+        self,
+        images: Tensor,
+        z: Tensor,
+        options: SamplerConfig,
+        meter: ProgressMeter | None,
+        iterations: int = ITERATIONS,
+    ) -> Tensor:
         small = self._encode(images, self.base_size)
         schedule = make_schedule(self.decoder.config.schedule)
-        return invert(small, self._unguided_denoiser(z), schedule, options, iterations)
+        if meter is not None:
+            meter.rows = iterations
+        step = None if meter is None else meter.step
+        return invert(small, self._unguided_denoiser(z), schedule, options, iterations, step)

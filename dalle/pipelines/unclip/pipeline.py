@@ -23,9 +23,9 @@ from dalle.generation.progress import Progress
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_theta, check_weights, slerp, text_difference
 from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
-from dalle.pipelines.request import check_request
+from dalle.pipelines.request import check_count, check_request, check_seed, check_text
 from dalle.pipelines.result import Result
-from dalle.pipelines.unclip.base import INVERSION, ITERATIONS, EmbeddingDecoder
+from dalle.pipelines.unclip.base import INVERSION, EmbeddingDecoder, Finished
 from dalle.pipelines.unclip.sampling import Inpainting, ProgressMeter, stage_seeds
 
 
@@ -104,7 +104,7 @@ class UnCLIP(EmbeddingDecoder):
         sampling = self._sampling(options)
         inpainting = self._inpainting(image, mask, options.get("resample"))
         rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
-        meter = ProgressMeter(progress, len(rows), sampling.image_steps(self.upsampler is not None))
+        meter = ProgressMeter(progress, len(rows) * sampling.image_steps(self.upsampler is not None))
         images: list[Image.Image] = []
         scores: list[Tensor] = []
         at_once = self._rows_that_fit(guided=sampling.decoder.guidance != 1)  # guidance runs two rows for each
@@ -133,7 +133,14 @@ class UnCLIP(EmbeddingDecoder):
 
     @torch.no_grad()
     def vary(
-        self, image: Image.Image, n: int = 4, eta: float = 0.5, seed: int = 0, steps: int = 50
+        self,
+        image: Image.Image,
+        n: int = 4,
+        eta: float = 0.5,
+        seed: int = 0,
+        steps: int = 50,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Image.Image]:
         """Variations of an image (section 3.1): decodes its z and x_T by DDIM with eta above 0, which adds noise.
 
@@ -143,14 +150,17 @@ class UnCLIP(EmbeddingDecoder):
             eta: from 0, which reconstructs the image, to 1, which keeps only what its embedding holds.
             seed: of the first variation; the next ones have the next seeds.
             steps: of inversion and sampling.
+            progress: called after each diffusion step.
+            finished: called with the images of each batch.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}: sample at least 1")
+        check_count("n", n)
+        check_seed(seed, n)
         options = replace(INVERSION, steps=steps, eta=eta)
+        meter = self._meter(progress, 1, n, steps)
         # Inversion is deterministic (eta 0); only sampling adds noise
-        z, x_t = self._latents(image, seed, replace(INVERSION, steps=steps))
-        seeds = list(range(seed, seed + n))
-        return self._decode_latents(z.expand(n, -1), x_t.expand(n, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
+        z, x_t = self._latents(image, seed, replace(INVERSION, steps=steps), meter)
+        z, x_t, seeds = z.expand(n, -1), x_t.expand(n, -1, -1, -1), list(range(seed, seed + n))
+        return self._decode_latents(z, x_t, options, seeds, seeds, meter, finished)
 
     @torch.no_grad()
     def blend(
@@ -160,6 +170,8 @@ class UnCLIP(EmbeddingDecoder):
         frames: int = 9,
         seed: int = 0,
         steps: int = 50,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Image.Image]:
         """Interpolations between images and texts (section 3.2), by slerp of both z and x_T.
 
@@ -170,19 +182,26 @@ class UnCLIP(EmbeddingDecoder):
             frames: number of images without weights, at least 2.
             seed: of x_T and the prior for texts, and of the upsampler.
             steps: of inversion and sampling.
+            progress: called after each diffusion step.
+            finished: called with the images of each batch.
         """
         if len(items) < 2:
             raise ValueError(f"a blend is of 2 or more images and texts, got {len(items)}")
         if weights is None and len(items) > 2:
             raise ValueError(f"{len(items)} images and texts need weights: frames lie between two")
-        if weights is None and frames < 2:
-            raise ValueError(f"frames is {frames}; a blend has at least 2")
+        if weights is None:
+            check_count("frames", frames, least=2)
         if weights is not None and len(weights) != len(items):
             raise ValueError(f"{len(items)} images and texts with {len(weights)} weights: give each one")
         if weights is not None:
             check_weights(weights)
+        check_seed(seed, len(items))
+        texts = [item for item in items if isinstance(item, str)]
+        for text in texts:
+            check_text(text)
         options = replace(INVERSION, steps=steps)
-        latents = [self._latents(item, seed + number, options) for number, item in enumerate(items)]
+        meter = self._meter(progress, len(items) - len(texts), frames if weights is None else 1, steps)
+        latents = [self._latents(item, seed + number, options, meter) for number, item in enumerate(items)]
         embeds, noises = [z for z, _ in latents], [x_t for _, x_t in latents]
         if weights is not None:
             z, x_t = blend(embeds, weights), blend(noises, weights)
@@ -192,11 +211,20 @@ class UnCLIP(EmbeddingDecoder):
             z = torch.cat([slerp(embeds[0], embeds[1], fraction) for fraction in fractions])
             x_t = torch.cat([slerp(noises[0], noises[1], fraction) for fraction in fractions])
         # The same noise in the upsampler for all frames, so that a video does not flicker
-        return self._decode_latents(z, x_t, options, [seed] * len(z), upsampler_seeds=[seed] * len(z))
+        seeds = [seed] * len(z)
+        return self._decode_latents(z, x_t, options, seeds, seeds, meter, finished)
 
     @torch.no_grad()
     def edit(
-        self, image: Image.Image, before: str, after: str, theta: float = 0.35, frames: int = 1, steps: int = 50
+        self,
+        image: Image.Image,
+        before: str,
+        after: str,
+        theta: float = 0.35,
+        frames: int = 1,
+        steps: int = 50,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Image.Image]:
         """A text diff (section 3.3): rotates z of an image toward the difference of two texts; x_T stays.
 
@@ -207,9 +235,12 @@ class UnCLIP(EmbeddingDecoder):
             theta: strength; the paper uses maxima from 0.25 to 0.5.
             frames: number of images, evenly spaced from 0 to theta; 1: only that of theta.
             steps: of inversion and sampling.
+            progress: called after each diffusion step.
+            finished: called with the images of each batch.
         """
-        if frames < 1:
-            raise ValueError(f"frames is {frames}: sample at least 1")
+        check_count("frames", frames)
+        for text in (before, after):
+            check_text(text)
         check_theta(theta)  # before the work, and not a fraction of it that belongs to a frame
         options = replace(INVERSION, steps=steps)
         images = self._to_tensors(image)
@@ -217,9 +248,10 @@ class UnCLIP(EmbeddingDecoder):
         before_embeds, after_embeds = self.clip.encode_text([before, after], normalize=False)  # [D] each
         thetas = [theta * frame / (frames - 1) for frame in range(frames)] if frames > 1 else [theta]
         rotated = torch.cat([text_difference(z, before_embeds, after_embeds, angle) for angle in thetas])
-        x_t = self._invert(images, z, options, ITERATIONS)
+        meter = self._meter(progress, 1, frames, steps)
+        x_t = self._invert(images, z, options, meter)
         seeds = [0] * frames  # without eta only the upsampler uses them, the same for all frames
-        return self._decode_latents(rotated, x_t.expand(frames, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
+        return self._decode_latents(rotated, x_t.expand(frames, -1, -1, -1), options, seeds, seeds, meter, finished)
 
     def _inpainting(
         self, image: Image.Image | None, mask: Image.Image | None, resample: int | None

@@ -98,11 +98,11 @@ class ProgressMeter:
     """Counts diffusion steps over all candidates, for a progress bar.
 
     Attributes:
-        rows: candidates of the current batch.
+        rows: candidates of the current batch, or network passes of a step of inversion.
     """
 
-    def __init__(self, progress: Progress | None, candidates: int, steps: int):
-        self._progress, self._total, self._done = progress, candidates * steps, 0
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress, self._total, self._done = progress, total, 0
         self.rows = 1
 
     def step(self, _done: int, _all: int) -> None:
