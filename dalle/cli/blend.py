@@ -34,15 +34,11 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.cli.frames import open_model, sample_frames
-    from dalle.images.read import EXTENSIONS, read_image
+    from dalle.images.read import read_image
 
     parsed = [parse_item(text) for text in args.items]
     # A file whose name is misspelled would be taken for a text in silence: read_image says that it is not there
-    is_image = [_is_file(name) or name.lower().endswith(EXTENSIONS) for name, _ in parsed]
-    names = [name for name, _ in parsed]
-    items = [
-        read_image(Path(name)) if file else utf8_argument(name) for name, file in zip(names, is_image, strict=True)
-    ]
+    items = [read_image(Path(name)) if _is_image(name) else utf8_argument(name) for name, _ in parsed]
     has_weights = any(weight is not None for _, weight in parsed)
     weights = [1.0 if weight is None else weight for _, weight in parsed] if has_weights or len(parsed) > 2 else None
     pipe = open_model(args)
@@ -50,14 +46,28 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def parse_item(text: str) -> tuple[str, float | None]:
-    """Split "ITEM:WEIGHT". Without a number after the last colon, or if all of it is a file, there is no weight."""
+    """Split "ITEM:WEIGHT". Without a number after the last colon, or if all of it is a file, there is no weight.
+
+    Raises:
+        ValueError: an image has something else than a number after its colon.
+    """
     name, colon, end = text.rpartition(":")
     if not colon or _is_file(text):
         return text, None
     try:
         return name, float(end)
-    except ValueError:  # text with a colon in it
+    except ValueError:
+        # The colon of a text is its own; an image with a misspelled weight would be taken for a text in silence
+        if _is_image(name):
+            raise ValueError(f"the weight of {name} is {end!r}: give a number, such as {name}:0.5") from None
         return text, None
+
+
+def _is_image(name: str) -> bool:
+    """Whether an item names an image, which may be missing."""
+    from dalle.images.read import EXTENSIONS
+
+    return _is_file(name) or name.lower().endswith(EXTENSIONS)
 
 
 def _is_file(text: str) -> bool:

@@ -5,6 +5,7 @@ Ramesh et al. 2022 (arXiv 2204.06125), section 3. Shapes: B batch, ... any shape
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -41,7 +42,7 @@ def blend(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     whatever the order, unlike one slerp after the other.
 
     Raises:
-        ValueError: weights that are negative, or sum to 0.
+        ValueError: weights that are negative, or whose sum is 0 or infinite.
     """
     check_weights(weights)
     known = [(vector, weight / sum(weights)) for vector, weight in zip(vectors, weights, strict=True) if weight]
@@ -67,12 +68,14 @@ def blend(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def check_weights(weights: Sequence[float]) -> None:
-    """Refuse weights that are negative, infinite, or sum to 0."""
+    """Refuse weights that are negative, or whose sum is 0 or infinite."""
     for weight in weights:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"a weight is {weight}; each must be 0 or more")
     if not sum(weights):
         raise ValueError("the weights sum to 0: give one above 0")
+    if sum(weights) == float("inf"):
+        raise ValueError(f"the weights sum to more than {sys.float_info.max:.0e}: give less, only ratios count")
 
 
 def check_theta(theta: float) -> None:

@@ -42,7 +42,12 @@ def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:
 
 
 def centered_tensor(image: Image.Image, width: int, height: int) -> Tensor:
-    """Center-crop and resize an image to float [3, height, width] in [0, 1]; transparency becomes white."""
+    """Center-crop and resize an image to float [3, height, width] in [0, 1]; transparency becomes white.
+
+    Raises:
+        ValueError: it is no PIL image.
+    """
+    check_images(image=image)
     if image.width * height != image.height * width:
         part = "square" if width == height else f"part of the shape of {width}x{height}"
         log.warning("image of %dx%d cropped to its central %s", *image.size, part)
@@ -65,12 +70,20 @@ def to_images(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(one.numpy()) for one in pixels]
 
 
+def check_images(**images: object) -> None:
+    """Refuse what is no PIL image, such as the path of a file, by the names of arguments."""
+    for name, image in images.items():
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"{name} is of type {type(image).__name__}: give a PIL.Image, as of PIL.Image.open(path)")
+
+
 def check_mask(mask: Image.Image, image: Image.Image, name: str = "image") -> None:
     """Check that a mask fits an image, which error messages call `name`.
 
     Raises:
-        ValueError: their sizes differ.
+        ValueError: their sizes differ, or one is no PIL image.
     """
+    check_images(mask=mask, **{name: image})
     if mask.size != image.size:
         sizes = f"mask is {mask.width}x{mask.height} and {name} {image.width}x{image.height}"
         raise ValueError(f"{sizes}: give a mask of the image's size")

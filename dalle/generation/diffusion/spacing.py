@@ -7,6 +7,16 @@ from typing import Literal
 Spacing = Literal["linspace", "leading", "trailing"]
 
 
+def check_steps(total: int, count: int, name: str = "steps") -> None:
+    """Check that a schedule of `total` time steps has as many as are asked for.
+
+    Raises:
+        ValueError: count is out of range; the message calls it `name`.
+    """
+    if not 1 <= count <= total:
+        raise ValueError(f"{name} is {count}; this model was trained with {total} steps, so give 1 to {total}")
+
+
 def spaced_steps(total: int, count: int, spacing: Spacing = "linspace") -> list[int]:
     """The time steps that a sampler visits, from noise to data; sampling and inversion use the same list.
 
@@ -22,8 +32,7 @@ def spaced_steps(total: int, count: int, spacing: Spacing = "linspace") -> list[
     Raises:
         ValueError: count is out of range.
     """
-    if not 1 <= count <= total:
-        raise ValueError(f"steps is {count}; this model was trained with {total} steps, so give 1 to {total}")
+    check_steps(total, count)
     if count == 1 and spacing == "linspace":
         return [total - 1]
     if spacing == "linspace":

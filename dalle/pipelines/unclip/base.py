@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise, invert, sample_from
+from dalle.generation.diffusion.spacing import check_steps
 from dalle.generation.diffusion_decoder import image_shape, to_unit
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.generation.progress import Progress
@@ -19,6 +20,7 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import make_schedule
+from dalle.pipelines.request import check_request, check_seed
 from dalle.pipelines.unclip.sampling import ProgressMeter, Sampling, StageNoise, noise_of_stage, stage_seeds
 from dalle.pipelines.unclip.stages import DiffusionStages, finite
 
@@ -49,9 +51,15 @@ class EmbeddingDecoder(DiffusionStages):
             guidance: of the prior; None: the model's default.
             negative: a prompt that guidance leads away from; None: the null caption. Unused at guidance 1.
             seed: of the first prompt; the next ones have the next seeds.
-            noise: called for the noise of stage "prior", in place of the seeds.
+            noise: called for the noise of stage "prior" of a diffusion prior, in place of the seeds.
+
+        Raises:
+            ValueError: there is no prompt or no prior, or an option is out of range or for another kind of prior.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_request(prompts, 1, None, seed, ranks=False)
+        if noise is not None and isinstance(self.prior, AutoregressivePrior):
+            raise ValueError("noise is for a diffusion prior, and this model's is autoregressive: give a seed")
         sampling = self._sampling({"prior_steps": steps, "prior_guidance": guidance}).prior
         # A diffusion prior samples several embeddings per prompt and keeps the best (section 2.2)
         shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
@@ -92,14 +100,16 @@ class EmbeddingDecoder(DiffusionStages):
         Returns:
             float32 [B, 3, H, W] in [0, 1].
         """
+        z = self._check_embeds(z)
         captions = [prompts] * len(z) if isinstance(prompts, str) else list(prompts)
         if len(captions) != len(z):
             raise ValueError(f"{len(z)} embeddings with {len(captions)} prompts: give one for each, or one for all")
+        check_seed(seed, len(z))
         sampling = self._sampling({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
         text, seeds = self.clip.text_states(captions), list(range(seed, seed + len(z)))
         if negative is not None and isinstance(self.decoder, DiffusionDecoder):
             raise ValueError("this decoder has a learned embedding of no image: leave negative out")
-        return self._decode(z.to(self.device), text, seeds, sampling, noise=noise, negative=negative)
+        return self._decode(z, text, seeds, sampling, noise=noise, negative=negative)
 
     @torch.no_grad()
     def invert(
@@ -113,7 +123,9 @@ class EmbeddingDecoder(DiffusionStages):
             steps: of DDIM; reconstruction takes as many.
             iterations: network passes per step; 1 is plain DDIM inversion.
         """
-        return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), None, iterations)
+        given = self._to_tensors(images)
+        z = self._check_embeds(z, len(given))
+        return self._invert(given, z, replace(INVERSION, steps=steps), None, iterations)
 
     @torch.no_grad()
     def reconstruct(self, z: Tensor, noise: Tensor, steps: int = 50) -> Tensor:
@@ -127,7 +139,7 @@ class EmbeddingDecoder(DiffusionStages):
         Returns:
             float32 [B, 3, h, h] in [0, 1]; of a decoder of latents the decoded image.
         """
-        options = replace(INVERSION, steps=steps)
+        options, z = replace(INVERSION, steps=steps), self._check_embeds(z)
         small = sample_from(noise, self._unguided_denoiser(z), make_schedule(self.decoder.config.schedule), options)
         return to_unit(small if self.autoencoder is None else self.autoencoder.decode(small))
 
@@ -191,7 +203,13 @@ class EmbeddingDecoder(DiffusionStages):
         if self.prior is not None:
             autoregressive = isinstance(self.prior, AutoregressivePrior)
             parts.add("an autoregressive prior" if autoregressive else "a diffusion prior")
-        return self.sampling.updated(options, parts)
+        sampling = self.sampling.updated(options, parts)
+        # Before anything is sampled: those of the upsampler would be noticed when all else is done
+        for name, model in (("prior_steps", self.prior), ("steps", self.decoder), ("upsampler_steps", self.upsampler)):
+            steps = options.get(name)
+            if steps is not None and model is not None and not isinstance(model, AutoregressivePrior):
+                check_steps(len(make_schedule(model.config.schedule)), steps, name)
+        return sampling
 
     def _sample_embeds(
         self,

@@ -22,7 +22,7 @@ from dalle.device import pick_device
 from dalle.generation.progress import Progress
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_theta, check_weights, slerp, text_difference
-from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
+from dalle.images.transforms import check_images, check_mask, inpaint_pixels, square_tensor, to_images
 from dalle.pipelines.request import check_count, check_request, check_seed, check_text
 from dalle.pipelines.result import Result
 from dalle.pipelines.unclip.base import INVERSION, EmbeddingDecoder, Finished
@@ -153,6 +153,7 @@ class UnCLIP(EmbeddingDecoder):
             progress: called after each diffusion step.
             finished: called with the images of each batch.
         """
+        check_images(image=image)  # a text has latents, too
         check_count("n", n)
         check_seed(seed, n)
         options = replace(INVERSION, steps=steps, eta=eta)
@@ -198,7 +199,7 @@ class UnCLIP(EmbeddingDecoder):
         check_seed(seed, len(items))
         texts = [item for item in items if isinstance(item, str)]
         for text in texts:
-            check_text(text)
+            check_text(text, "text")
         options = replace(INVERSION, steps=steps)
         meter = self._meter(progress, len(items) - len(texts), frames if weights is None else 1, steps)
         latents = [self._latents(item, seed + number, options, meter) for number, item in enumerate(items)]
@@ -240,7 +241,7 @@ class UnCLIP(EmbeddingDecoder):
         """
         check_count("frames", frames)
         for text in (before, after):
-            check_text(text)
+            check_text(text, "text")
         check_theta(theta)  # before the work, and not a fraction of it that belongs to a frame
         options = replace(INVERSION, steps=steps)
         images = self._to_tensors(image)

@@ -61,6 +61,8 @@ class Sampling:
                 raise ValueError(f"{name} is {why}: known here are {', '.join(names)}")
             if name in _PART_OF and _PART_OF[name] not in parts:
                 raise ValueError(f"{name} is for {_PART_OF[name]}, and this model has none: leave it out")
+        # By their own names: a part's options have others, such as steps for prior_steps
+        UnCLIPOptions(**{field.name: options[field.name] for field in fields(UnCLIPOptions) if field.name in options})
         prior, decoder, upsampler = self.prior, self.decoder, self.upsampler
         of_sampler = {name: options[name] for name in ("steps", "sampler", "eta") if name in options}
         decoder = replace(

@@ -27,7 +27,7 @@ from dalle.generation.diffusion_decoder import (
     upsampler_denoiser,
 )
 from dalle.generation.unet_memory import rows_that_fit
-from dalle.images.transforms import resize_batch, square_tensor
+from dalle.images.transforms import check_images, resize_batch, square_tensor
 from dalle.models.clip import TextStates
 from dalle.models.latent_decoder import LatentDecoder
 from dalle.models.noise_schedule import make_schedule
@@ -83,7 +83,11 @@ class DiffusionStages:
 
     def _to_tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Given images as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
+        if isinstance(images, str):  # a path, and no sequence of letters
+            check_images(image=images)
         images = [images] if isinstance(images, Image.Image) else list(images)
+        if not images:
+            raise ValueError("no image given: give at least one")
         # One crop for both; each then resizes it down to its own size
         size = max(self.image_size, self.clip.config.image_size)
         return torch.stack([square_tensor(image, size) for image in images]).to(self.device)
@@ -93,6 +97,15 @@ class DiffusionStages:
         if self.autoencoder is None:
             return from_unit(resize_batch(images, size))
         return self.autoencoder.encode(from_unit(resize_batch(images, self.image_size)))
+
+    def _check_embeds(self, z: Tensor, images: int | None = None) -> Tensor:
+        """Embeddings of a call [B, D] on the model's device; of `images` given images, if they are given."""
+        dim = self.clip.config.embed_dim
+        if z.ndim != 2 or not len(z) or z.shape[1] != dim:
+            raise ValueError(f"z has the shape {list(z.shape)}; embeddings of this model are [B, {dim}], B at least 1")
+        if images is not None and len(z) != images:
+            raise ValueError(f"{len(z)} embeddings of {images} images: give one for each")
+        return z.to(self.device)
 
     def _clip_embeds(self, images: Tensor) -> Tensor:
         if self.clip.config.missing == "image":

@@ -259,6 +259,10 @@ def test_sample_py_takes_unclip_options(folder: Path, tmp_path: Path) -> None:
     [
         (["--steps", "0"], "steps is 0"),
         (["--eta", "2"], "eta is 2"),
+        (["--prior-steps", "0"], "prior_steps is 0"),
+        (["--prior-samples", "0"], "prior_samples is 0"),
+        (["--prior-guidance", "nan"], "prior_guidance is nan"),
+        (["--upsampler-steps", "1001"], "upsampler_steps is 1001; this model was trained with 1000 steps"),
         (["--guidance", "nan"], "guidance is nan"),
         (["--top-p", "0.5"], "top_p is an option of models that sample tokens"),
         (["--n", "0"], "n is 0"),
@@ -315,6 +319,8 @@ def test_options_of_parts_that_a_model_does_not_have(parts: dict[str, Path], tmp
         with pytest.raises(ValueError, match=f"{next(iter(options))} is for {part}, and this model has none"):
             pipe("a hat", **options)
     assert pipe("a hat", steps=2, temperature=0.5, top_k=2)[0].images
+    with pytest.raises(ValueError, match="noise is for a diffusion prior"):
+        pipe.embed("a hat", noise=lambda stage, shape: torch.zeros(shape))
 
 
 def test_assemble_replaces_an_unclip_only(folder: Path, parts: dict[str, Path], tmp_path: Path) -> None:
@@ -368,6 +374,16 @@ def test_wrong_calls_are_refused(pipe: UnCLIP) -> None:
         (lambda: pipe("a hat", image=image, mask=mask.resize((4, 4))), "mask is 4x4 and image 16x16"),
         (lambda: pipe("a hat", sharpness=3), "sharpness is no option of an unCLIP"),
         (lambda: pipe.decode(torch.zeros(2, 8), ["a", "b", "c"]), "2 embeddings with 3 prompts"),
+        (lambda: pipe.decode(torch.zeros(2, 9)), r"z has the shape \[2, 9\]; .* are \[B, 8\]"),
+        (lambda: pipe.decode(torch.zeros(0, 8)), "B at least 1"),
+        (lambda: pipe.decode(torch.zeros(1, 8), seed=-1), "seed is -1"),
+        (lambda: pipe.invert([image, image], torch.zeros(1, 8)), "1 embeddings of 2 images"),
+        (lambda: pipe.embed([]), "no prompt given"),
+        (lambda: pipe.embed("a hat", seed=-1), "seed is -1"),
+        (lambda: pipe.embed_images([]), "no image given"),
+        (lambda: pipe.vary("photo.png"), "image is of type str: give a PIL.Image"),  # type: ignore[arg-type]
+        (lambda: pipe.embed_images([Path("photo.png")]), "image is of type PosixPath"),  # type: ignore[list-item]
+        (lambda: pipe("a hat", image="photo.png", mask=mask), "image is of type str"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=message):
             call()
