@@ -68,6 +68,9 @@ def prior_table(
         the Fréchet distance tells that.
     """
     rows: Rows = {}
+    # Once, and not for each guidance scale
+    encode, device = partial(clip.encode_image, normalize=False), device_of(clip)
+    batches = [replace(batch, embeds=batch.embeddings(encode, device)) for batch in batches]
     for scale in GUIDANCE:
         found = sampled_embeddings(prior, clip, batches, replace(options, guidance=scale), draws)
         images, texts, samples = found
