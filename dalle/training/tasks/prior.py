@@ -73,10 +73,17 @@ class PriorTask(Task):
         """A new prior with the statistics of the training set."""
         images, texts = self._embeddings()
         config = self.recipe.model
-        if isinstance(config, AutoregressivePriorConfig) and config.components is None:
+        if isinstance(config, AutoregressivePriorConfig):
             standard = (images - images.mean(0)) / images.std(0)  # as `fit` will
-            config = replace(config, components=components_for(standard, config.variance))
-            log.info("%d components keep %g of the variance", config.components, config.variance)
+            needed = components_for(standard, config.variance)
+            if config.components is None:
+                config = replace(config, components=needed)
+                log.info("%d components keep %g of the variance", needed, config.variance)
+            elif config.components < needed:
+                log.warning(
+                    "%d components keep less than %g of the variance, which takes %d: set model.components=null",
+                    *(config.components, config.variance, needed),
+                )
         model = build_prior(config).to(self.device)
         model.fit(images, texts)
         return model

@@ -60,7 +60,9 @@ def first_batch(count: int = 4) -> Batch:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, AUTOREGRESSIVE], ids=["diffusion", "autoregressive"])
-def test_training_writes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path) -> None:
+def test_training_writes_a_folder_that_loads(
+    recipe: dict, clip: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = tmp_path / "prior.yaml"
     config.write_text(json.dumps(recipe | {"clip": clip}))
     assert train.main([str(config), f"run.dir={tmp_path / 'run'}"]) == 0
@@ -80,6 +82,10 @@ def test_training_writes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: 
         standard = prior.standardize(images)
         kept = (standard @ prior.basis).square().sum() / standard.square().sum()
         assert kept > 0.9 and 0 < prior.components < 8
+        assert "components keep less" not in caplog.text
+        few = recipe | {"model": recipe["model"] | {"components": prior.components - 1}}
+        task_of(few, clip, tmp_path)
+        assert f"of the variance, which takes {prior.components}: set model.components=null" in caplog.text
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, AUTOREGRESSIVE], ids=["diffusion", "autoregressive"])
