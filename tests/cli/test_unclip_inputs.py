@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zlib
@@ -173,6 +174,29 @@ def test_an_interrupt_leaves_what_is_finished(
     assert line.endswith(f": stopped; {2 * batches} finished images: {images / name}")
     with Image.open(images / name) as image:
         assert (*image.size, getattr(image, "n_frames", 1)) == shape
+
+
+def test_an_interrupt_leaves_the_candidates_that_are_finished(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one prompt, 32 at a time."""
+    upsample, calls = UnCLIP._upsample, 0
+
+    def until_interrupted(self: UnCLIP, *given: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise KeyboardInterrupt
+        return upsample(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnCLIP, "_upsample", until_interrupted)
+    monkeypatch.setattr(UnCLIP, "_rows_that_fit", lambda self, guided: 16)
+    given = ["--model", str(folder), "--device", "cpu", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert sample.main(["a hat", "--n", "40", "--keep", "3", *given]) == 130
+    line = capsys.readouterr().err.rpartition("\r")[2].splitlines()[-1]
+    (scores,) = tmp_path.rglob("scores.json")
+    assert line == f"sample.py: stopped; finished images: {scores.parent / 'grid.png'}"
+    assert len(json.loads(scores.read_text())["images"]) == len(list(scores.parent.glob("01-*.png"))) == 3
 
 
 def test_progress_counts_all_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

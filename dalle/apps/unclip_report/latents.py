@@ -134,8 +134,10 @@ def edit_table(
     for index in indices:
         image = Pairs(_image(dataset, index), [""], None).pil_images()[0]
         old, new = (canonical_caption(dataset.concepts[index], STYLES[style]) for style in styles)
-        for theta, images in made.items():
-            images += [square_tensor(one, one.width) for one in pipe.edit(image, old, new, theta=theta, steps=steps)]
+        # At once: each is decoded from the same inversion
+        edited = pipe.edit(image, old, new, theta=list(made), steps=steps)
+        for images, one in zip(made.values(), edited, strict=True):
+            images.append(square_tensor(one, one.width))
         progress(1)
     rows: Rows = {}
     for theta, images in made.items():

@@ -221,7 +221,7 @@ class UnCLIP(EmbeddingDecoder):
         image: Image.Image,
         before: str,
         after: str,
-        theta: float = 0.35,
+        theta: float | Sequence[float] = 0.35,
         frames: int = 1,
         steps: int = 50,
         progress: Progress | None = None,
@@ -233,8 +233,8 @@ class UnCLIP(EmbeddingDecoder):
             image: the image; its central square is used.
             before: a caption of the image, or a generic one such as "a photo".
             after: a caption of the result.
-            theta: strength; the paper uses maxima from 0.25 to 0.5.
-            frames: number of images, evenly spaced from 0 to theta; 1: only that of theta.
+            theta: strength; the paper uses maxima from 0.25 to 0.5. Several: an image of each.
+            frames: number of images of one theta, evenly spaced from 0 to it; 1: only that of theta.
             steps: of inversion and sampling.
             progress: called after each diffusion step.
             finished: called with the images of each batch.
@@ -242,17 +242,23 @@ class UnCLIP(EmbeddingDecoder):
         check_count("frames", frames)
         for text in (before, after):
             check_text(text, "text")
-        check_theta(theta)  # before the work, and not a fraction of it that belongs to a frame
+        thetas = list(theta) if isinstance(theta, Sequence) else [theta]
+        check_count("the number of thetas", len(thetas))
+        if frames > 1 and len(thetas) > 1:
+            raise ValueError(f"frames is {frames} with {len(thetas)} thetas: frames lie between 0 and one theta")
+        for strength in thetas:
+            check_theta(strength)  # before the work, and not a fraction of it that belongs to a frame
+        if frames > 1:
+            thetas = [thetas[0] * frame / (frames - 1) for frame in range(frames)]
         options = replace(INVERSION, steps=steps)
         images = self._to_tensors(image)
         z = self._clip_embeds(images)
         before_embeds, after_embeds = self.clip.encode_text([before, after], normalize=False)  # [D] each
-        thetas = [theta * frame / (frames - 1) for frame in range(frames)] if frames > 1 else [theta]
         rotated = torch.cat([text_difference(z, before_embeds, after_embeds, angle) for angle in thetas])
-        meter = self._meter(progress, 1, frames, steps)
-        x_t = self._invert(images, z, options, meter)
-        seeds = [0] * frames  # without eta only the upsampler uses them, the same for all frames
-        return self._decode_latents(rotated, x_t.expand(frames, -1, -1, -1), options, seeds, seeds, meter, finished)
+        meter = self._meter(progress, 1, len(thetas), steps)
+        x_t = self._invert(images, z, options, meter).expand(len(thetas), -1, -1, -1)
+        seeds = [0] * len(thetas)  # without eta only the upsampler uses them, the same for all
+        return self._decode_latents(rotated, x_t, options, seeds, seeds, meter, finished)
 
     def _inpainting(
         self, image: Image.Image | None, mask: Image.Image | None, resample: int | None

@@ -199,6 +199,9 @@ def test_edit_starts_at_the_image_and_moves_away(base: UnCLIP) -> None:
     still = base.vary(image, n=1, eta=0.0, steps=10)[0]
     moved = [abs(values(frame) - values(still)).mean() for frame in frames]
     assert moved[0] <= 0.1 < moved[1] < moved[2]
+    several = base.edit(image, "a cat", "a dog", theta=[0.5, 0, 0.25], steps=10)
+    for one, frame in zip(several, (2, 0, 1), strict=True):
+        assert abs(values(one) - values(frames[frame])).max() <= 1
     with pytest.raises(ValueError, match="both texts have the same embedding"):
         base.edit(image, "a cat", "a cat", steps=2)
 
@@ -369,6 +372,9 @@ def test_wrong_calls_are_refused(pipe: UnCLIP) -> None:
         (lambda: pipe.vary(image, n=0), "n is 0"),
         (lambda: pipe.vary(image, eta=2.0), "eta is 2"),
         (lambda: pipe.edit(image, "a cat", "a dog", theta=-1, frames=3), "theta is -1;"),
+        (lambda: pipe.edit(image, "a cat", "a dog", theta=[0.5, float("nan")]), "theta is nan;"),
+        (lambda: pipe.edit(image, "a cat", "a dog", theta=[]), "the number of thetas is 0"),
+        (lambda: pipe.edit(image, "a cat", "a dog", theta=[0.1, 0.2], frames=3), "frames is 3 with 2 thetas"),
         (lambda: pipe("a hat", mask=mask), "image and mask go together"),
         (lambda: pipe("a hat", image=image, mask=mask), "mask has no white pixel"),
         (lambda: pipe("a hat", image=image, mask=mask.resize((4, 4))), "mask is 4x4 and image 16x16"),
