@@ -152,9 +152,10 @@ def test_edits_are_counted_by_the_judge(pipe: UnCLIP, judge_folder: Path, monkey
     dataset, judge = DrawingsDataset(DRAWINGS, "test_pair", 16), None
     judge = Judge(dalle_classifier(judge_folder), open_plain(DRAWINGS, "all", 16))
 
-    def edit(image: Any, before: str, after: str, theta: float, steps: int) -> list[Any]:
+    def edit(image: Any, before: str, after: str, theta: list[float], steps: int) -> list[Any]:
         assert before.endswith("black and white style") and after.endswith("noto style")
-        return [image]
+        assert theta == [0, *latents.THETAS]
+        return [image] * len(theta)
 
     monkeypatch.setattr(pipe, "edit", edit, raising=False)
     rows = edit_table(pipe, dataset, judge, ("fluent-mono", "noto"), 4, None, nothing, 5)
