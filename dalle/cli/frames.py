@@ -65,7 +65,7 @@ def sample_frames(args: argparse.Namespace, make: Callable[..., list[Image.Image
         args: the command line.
         make: generates the images; it takes `progress` and `finished` as `UnCLIP.vary` does.
     """
-    from dalle.cli.draw_prompts import progress_bar
+    from dalle.cli.sample_prompts import progress_bar
 
     images: list[Image.Image] = []
     try:
