@@ -89,7 +89,8 @@ class DiffusionPrior(Prior):
         seen = causal_mask(valid, valid.shape[1] + _OWN)[:, :, -_OWN:]
         states = self.transformer(self._own_tokens(noised, steps), seen, cache=cache)
         cache.position -= _OWN  # the next step's tokens replace these
-        return self.out(states[:, -1]).float()
+        predicted: Tensor = self.out(states[:, -1])  # at the query
+        return predicted.float()
 
     def _prefix(self, text: TextStates, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
         """The text states and the text embedding with their positions, and which are valid, bool."""
