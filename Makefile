@@ -27,7 +27,7 @@ check_python = $(if $(filter 1,$(recent)),,$(error dalle needs Python 3.10 or ne
 
 help:
 	@printf '%s\n' \
-		'make demo      a virtual environment in $(VENV), and the 4 best of 16 images for a prompt' \
+		'make demo      a virtual environment in $(VENV), and the 4 best of 16 images for each of four prompts' \
 		'make test      the fast tests (make test ARGS=tests/data)' \
 		'make test-all  all tests, with what the slow ones need' \
 		'make lint      ruff, import layers, mypy, codespell' \
@@ -39,8 +39,12 @@ help:
 		'make clean     removes the environment and all that was built' \
 		'' 'PYTHON=python3.12 chooses the Python, VENV=/tmp/venv the environment.'
 
+# A known thing; a style and a thing that were trained on, but not together; colors of an icon and of its background; a
+# banana in Nepali. It prints the path of the grid.
+DEMO := "a red heart, 3d style" "a cloud, 3d style" "a teal wolf head, solid style, on a pale pink background" "केरा"
+
 demo: $(STAMP)
-	$(BIN)/python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+	$(BIN)/python sample.py $(DEMO) --n 16 --keep 4 --seed 7
 	@printf '%s\n' '' 'Next, for example:' '  source $(BIN)/activate' \
 		'  python sample.py "a bicycle" "कुत्ते का चेहरा" --n 16 --keep 4' \
 		'  python train.py configs/folder/finetune.yaml data.path=examples/images/ lora=null run.steps=50'

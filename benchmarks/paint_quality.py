@@ -4,7 +4,7 @@
 part in it, ranks 400 held-out captions by how well they fit each painting; the rank of a painting's own caption
 is the figure, and the same for the real images of the 20 captions. The judge is trained by
 
-    python train.py configs/emoji/clip.yaml run.dir=runs/emoji-clip-judge
+    python train.py configs/emoji/clip.yaml run.dir=runs/emoji-clip-judge run.seed=1
 
 and is then in runs/emoji-clip-judge/model. Paintings are kept in --out and not painted again, so that another judge
 costs nothing. Options of painting may follow as key=value, for example steps=80 start=white.
@@ -26,7 +26,7 @@ import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER
 from dalle.config import apply_overrides
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
-from dalle.images.grid import labeled_grid
+from dalle.images.grid import labeled_columns
 from dalle.images.png import write_png
 from dalle.images.transforms import to_tensor
 from dalle.models.clip import CLIP
@@ -94,16 +94,11 @@ def main() -> None:
     print(told("real images", of_real))
     print(told("painted, by the CLIP that was optimized", ranks(own, painted, chosen, captions)))
     if args.sheet is not None:
-        half = -(-len(chosen) // 2)
         rows = [
             (caption, [painting, image], [f"painted: {rank}", f"real: {beside}"])
             for caption, painting, image, rank, beside in zip(chosen, painted, real, found, of_real, strict=True)
         ]
-        sheets = [labeled_grid(part) for part in (rows[:half], rows[half:])]
-        sheet = Image.new("RGB", (sum(s.width for s in sheets), max(s.height for s in sheets)), "white")
-        sheet.paste(sheets[0], (0, 0))
-        sheet.paste(sheets[1], (sheets[0].width, 0))
-        sheet.convert("P", palette=Image.Palette.ADAPTIVE).save(args.sheet, optimize=True)
+        labeled_columns(rows).convert("P", palette=Image.Palette.ADAPTIVE).save(args.sheet, optimize=True)
 
 
 if __name__ == "__main__":

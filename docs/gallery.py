@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 import dalle
 from dalle.data import open_data
 from dalle.data.drawings.config import DrawingsConfig
-from dalle.images.grid import labeled_grid
+from dalle.images.grid import Row, labeled_columns, labeled_grid
 
 KNOWN = (
     "a red heart, 3d style", "a cat, noto style", "a rocket, 3d style", "a slice of pizza, twemoji style",
@@ -37,7 +37,6 @@ UNSEEN = (
     "an astronaut riding a horse", "a blue banana", "a cat made of cheese", "a dragon playing the guitar",
     "the word hello", "seven red circles",
 )  # fmt: skip
-Row = tuple[str, Sequence[Image.Image], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,25 @@ class Studio:
             rows.append((prompt, images, [f"guidance {scale:g}" for scale in scales]))
         return rows
 
-    def _held_out(self, count: int) -> list[tuple[str, Image.Image]]:
-        """Validation images of the emoji, evenly spread, with their captions."""
-        data = open_data(DrawingsConfig(kind="drawings", sets=("emoji",)), "validation", self.pipe.image_size)
+    def held_out(self) -> list[Row]:
+        """Pairs of a thing and a style that training never saw, with the real image first."""
+        pairs = self._pairs("test_pair", 8)
+        found = self.pipe([caption for caption, _ in pairs], n=self.n, keep=self.keep, seed=self.seed)
+        return [
+            (one.prompt, [image, *one.images], ["real", *(f"{score:.2f}" for score in one.scores or [])])
+            for one, (_, image) in zip(found, pairs, strict=True)
+        ]
+
+    def _pairs(self, split: str, count: int) -> list[tuple[str, Image.Image]]:
+        """Images of a split of the emoji, evenly spread, with their captions."""
+        data = open_data(DrawingsConfig(kind="drawings", sets=("emoji",)), split, self.pipe.image_size)
         pairs = [data.pair(index, 0) for index in range(0, len(data), max(1, len(data) // count))][:count]
         return [(pair.caption, Image.fromarray(pair.image)) for pair in pairs]
 
     def completions(self) -> list[Row]:
         """The lower half of held-out images is drawn anew."""
         rows = []
-        for caption, image in self._held_out(5):
+        for caption, image in self._pairs("validation", 5):
             (found,) = self.pipe(caption, n=self.n, keep=self.keep, seed=self.seed, image=image, keep_rows=0.5)
             half = image.copy()
             half.paste("gray", (0, image.height // 2, image.width, image.height))
@@ -110,7 +118,7 @@ class Studio:
     def masks(self) -> list[Row]:
         """The middle of held-out images is drawn anew."""
         rows = []
-        for caption, image in self._held_out(5):
+        for caption, image in self._pairs("validation", 5):
             side = image.width
             mask = Image.new("L", image.size)
             ImageDraw.Draw(mask).rectangle((side // 4, side // 4, side * 3 // 4 - 1, side * 3 // 4 - 1), fill=255)
@@ -122,6 +130,7 @@ class Studio:
 
 SHEETS: dict[str, Callable[[Studio], list[Row]]] = {
     "known": Studio.known,
+    "held_out": Studio.held_out,
     "styles": Studio.styles,
     "languages": Studio.languages,
     "colors": Studio.colors,
@@ -149,7 +158,9 @@ def main() -> None:
     studio = Studio(dalle.TextToImage.from_pretrained(args.model), args.n, args.keep, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.only:
-        labeled_grid(SHEETS[name](studio)).save(args.out / f"{name}.png", optimize=True)
+        rows = SHEETS[name](studio)
+        narrow = max(len(images) for _, images, _ in rows) <= 5
+        (labeled_columns if narrow else labeled_grid)(rows).save(args.out / f"{name}.png", optimize=True)
         print(args.out / f"{name}.png", flush=True)
 
 

@@ -89,6 +89,18 @@ def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
     return sheet
 
 
+def labeled_columns(rows: Sequence[Row], columns: int = 2) -> Image.Image:
+    """A labeled grid broken into columns beside each other, the first rows at the left."""
+    count = -(-len(rows) // columns)
+    grids = [labeled_grid(rows[first : first + count], first + 1) for first in range(0, len(rows), count)]
+    sheet = Image.new("RGB", (sum(grid.width for grid in grids), max(grid.height for grid in grids)), "white")
+    left = 0
+    for grid in grids:
+        sheet.paste(grid, (left, 0))
+        left += grid.width
+    return sheet
+
+
 def split_to_pages(rows: Sequence[Row], first: int = 1) -> list[tuple[int, list[Row]]]:
     """Split rows to pages of about 4,000 pixels in height at most, which any viewer opens.
 

@@ -92,13 +92,16 @@ def test_confident_model_needs_few_steps() -> None:
 def test_shipped_model_needs_at_most_half_the_steps() -> None:
     pipe = TextToImage.from_pretrained(device="cpu")
     counts = []
+    shape = pipe.model.config
+    codes_of_an_image = shape.grid[0] * shape.grid[1]
     for prompt in ("a red heart, 3d style", "कुत्ते का चेहरा", "रातो मुटु", "an elephant on a blue background"):
-        args = (pipe.model, pipe.text_tokenizer.pad(pipe.text_tokenizer.encode_ragged([prompt]), 24), [[0]])
+        text = pipe.text_tokenizer.pad(pipe.text_tokenizer.encode_ragged([prompt]), shape.text_length)
+        args = (pipe.model, text, [[0]])
         plain, count = steps(*args, **to_dict(pipe.sampling))
         codes, fewer = steps(*args, **to_dict(pipe.sampling), window=16)
-        assert torch.equal(codes, plain) and count == 64
+        assert torch.equal(codes, plain) and count == codes_of_an_image
         counts.append(fewer)
-    assert sum(counts) <= 64 / 2 * len(counts)
+    assert sum(counts) <= codes_of_an_image / 2 * len(counts)
 
 
 class Table:

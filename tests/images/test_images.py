@@ -9,7 +9,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
 
 from dalle.images import grid as images
-from dalle.images.grid import font_for, labeled_grid, split_to_pages
+from dalle.images.grid import font_for, labeled_columns, labeled_grid, split_to_pages
 from dalle.images.png import write_png
 from dalle.images.read import read_image, square_image
 
@@ -109,6 +109,19 @@ def test_rows_of_many_images_are_wrapped() -> None:
     assert counts[(255, 0, 0)] == 8 * 128 * 128 and counts[(0, 0, 255)] == 3 * 128 * 128
     blue = [x for x in range(grid.width) if any(grid.getpixel((x, y)) == (0, 0, 255) for y in range(0, grid.height, 9))]
     assert (blue[0], blue[-1]) == (8, 3 * (128 + 8) - 1), "the second line begins at the left"
+
+
+def test_columns_of_a_grid_are_the_grids_of_their_rows() -> None:
+    """Three rows in two columns: the first two at the left, the third beside the first."""
+    rows = [(f"prompt {c}", [Image.new("RGB", (64, 64), c)], ["a"]) for c in ("red", "lime", "blue")]
+    left, right = labeled_grid(rows[:2]), labeled_grid(rows[2:])
+    sheet = labeled_columns(rows)
+    assert sheet.size == (left.width + right.width, left.height)
+    assert ImageChops.difference(sheet.crop((0, 0, *left.size)), left).getbbox() is None
+    assert ImageChops.difference(sheet.crop((left.width, 0, sheet.width, right.height)), right).getbbox() is None
+    assert sheet.crop((left.width, right.height, *sheet.size)).getcolors() == [
+        (right.width * (left.height - right.height), (255, 255, 255))
+    ]
 
 
 def test_grids_have_pages_of_bounded_height() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.apps.judging.memorization import Neighbors
-from dalle.images.grid import labeled_grid
+from dalle.images.grid import labeled_columns
 from dalle.images.png import write_png
 
 _MAX_ROWS = 24
@@ -21,7 +21,7 @@ def write_sheet(file: Path, prompts: Sequence[str], columns: Mapping[str, Tensor
         (prompt, [pil_image(images[row]) for images in columns.values()], list(columns))
         for row, prompt in enumerate(prompts[:_MAX_ROWS])
     ]
-    write_png(_columns(rows, 2), file, {})
+    write_png(labeled_columns(rows), file, {})
 
 
 def write_neighbors(
@@ -46,7 +46,7 @@ def write_neighbors(
         )
         for row in order
     ]
-    write_png(_columns(rows, 4), file, {})
+    write_png(labeled_columns(rows, 4), file, {})
 
 
 def write_images(folder: Path, images: Tensor) -> None:
@@ -54,18 +54,6 @@ def write_images(folder: Path, images: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         write_png(pil_image(image), folder / f"{number:04d}.png", {})
-
-
-def _columns(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], columns: int) -> Image.Image:
-    """A labeled grid broken into columns, the first rows at the left."""
-    count = -(-len(rows) // columns)
-    grids = [labeled_grid(rows[first : first + count]) for first in range(0, len(rows), count)]
-    sheet = Image.new("RGB", (sum(grid.width for grid in grids), max(grid.height for grid in grids)), "white")
-    left = 0
-    for grid in grids:
-        sheet.paste(grid, (left, 0))
-        left += grid.width
-    return sheet
 
 
 def pil_image(image: Tensor) -> Image.Image:
