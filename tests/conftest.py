@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,21 @@ def pytest_configure() -> None:
         threads = max(1, (os.cpu_count() or 1) // workers)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A report goes to pytest-xdist's main process as UTF-8, and some tests write names and texts that are not."""
+    return _as_utf_8((yield))
+
+
+def _as_utf_8(data: Any) -> Any:
+    """The same with escapes for lone surrogates in all texts."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_as_utf_8(key): _as_utf_8(value) for key, value in data.items()}
+    return type(data)(map(_as_utf_8, data)) if type(data) in (list, tuple) else data
 
 
 def pytest_collection_finish() -> None:

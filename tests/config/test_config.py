@@ -343,7 +343,7 @@ roots = st.builds(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @example(Root(name="1e-3", prompts=("1E5", "null", "true", "3", "- a", "a: b", "~", " x ", "")))
 @given(roots)
 def test_dump_loads_back_equal(root: Root) -> None:

@@ -293,7 +293,7 @@ def test_frozen_blocks_keep_no_activations(source: Path) -> None:
     assert [output.requires_grad for output in inputs] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("lock", [None, pytest.param("image", marks=pytest.mark.slow), "text:1"])
+@pytest.mark.parametrize("lock", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("image", "text:1"))])
 def test_lora_changes_the_towers_target_layers_only(lock: str | None, source: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     file = recipe(tmp_path, source, lora={"rank": 2, "alpha": 4, "targets": ["qkv", "down"]}, lock=lock)

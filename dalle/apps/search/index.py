@@ -19,7 +19,7 @@ from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.duplicates import first_of_each, group_duplicates
 from dalle.apps.search.filters import Filter
 from dalle.apps.search.hit import Hit
-from dalle.apps.search.neighbors import Neighbors
+from dalle.apps.search.neighbors import NeighborSearch
 from dalle.apps.search.query import Query
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
@@ -64,7 +64,7 @@ class ImageIndex:
                 self.table = store.open_table(self.folder, self.manifest)
                 near = self.manifest.ann
                 ann = None if near is None else FaissIndex(store.complete_file(self.folder, near))
-                self._neighbors = Neighbors(self.table, ann)
+                self._neighbors = NeighborSearch(self.table, ann)
                 break
             except FileNotFoundError as error:  # the index has just been brought up to date: look again
                 if last:

@@ -19,7 +19,7 @@ _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wan
 
 
 @dataclass(frozen=True)
-class Neighbors:
+class NeighborSearch:
     """Nearest neighbors in a table of unit vectors.
 
     Attributes:

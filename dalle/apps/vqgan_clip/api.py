@@ -16,7 +16,7 @@ from dalle.apps.vqgan_clip.objective import ClipObjective
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.apps.vqgan_clip.options import PaintOptions
 from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, parse_images, parse_noise, parse_text
-from dalle.apps.vqgan_clip.state import State, fingerprint, restore
+from dalle.apps.vqgan_clip.state import State, module_hash, restore
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
@@ -119,8 +119,8 @@ def make_painter(
         known_image, mask_tensor = state.known_image.to(device), state.mask.to(device)
     elif mask is not None and init is not None:
         known_image, mask_tensor = init_tensor, to_mask(mask, init, width, height).to(device)
-    hashes = {} if tokenizer is None else {"image tokenizer": fingerprint(tokenizer)}
-    hashes |= {f"CLIP {number}": fingerprint(clip) for number, clip in enumerate(clips, 1)}
+    hashes = {} if tokenizer is None else {"image tokenizer": module_hash(tokenizer)}
+    hashes |= {f"CLIP {number}": module_hash(clip) for number, clip in enumerate(clips, 1)}
     painter = Painter(canvas, objectives, options, known_image, mask_tensor, hashes)
     if state is not None:
         restore(painter, state)

@@ -134,7 +134,7 @@ def restore(painter: Painter, state: State) -> None:
     painter.step, painter.steps_since_reset = state.step, state.steps_since_reset
 
 
-def fingerprint(module: nn.Module) -> str:
+def module_hash(module: nn.Module) -> str:
     """sha256 of a module's weights by name: the same for all sources of the same weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
