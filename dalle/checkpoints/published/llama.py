@@ -190,7 +190,7 @@ def fuse(
         feed_forward=_activation(settings, blocks),
         norm="rms",
         # Hugging Face's name, Meta's name
-        norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
+        norm_eps=_number("rms_norm_eps", settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
         biases="qkv" if biased else "none",
     )
     return state, config, _rope_base(settings, blocks.rope_base)
@@ -265,4 +265,10 @@ def _rope_base(settings: Mapping[str, Any], base: float) -> float:
     # Scaled positions (YaRN, dynamic, ...) turn by other angles: ignored, they give plausible and wrong images
     if kind != "default":
         raise ValueError(f"its rotary positions are scaled ({kind}), which is not supported")
-    return float(rope.get("rope_theta", settings.get("rope_theta", base)))
+    return _number("rope_theta", rope.get("rope_theta", settings.get("rope_theta", base)))
+
+
+def _number(name: str, found: object) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"its config.json says {name} {found!r:.40}: it must be a number")
+    return float(found)

@@ -154,6 +154,18 @@ def test_files_that_are_not_all_there_say_what_is_missing(tmp_path: Path, capsys
     assert f"lists the shard {names[1]}, which is not there: download it too" in said
 
 
+@pytest.mark.parametrize("shards", [{}, {"a": 3}, {"a": ["x"]}, {"a": None}, {"a": "x" * 5000}, {"a": "../x.bin"}])
+def test_an_index_that_lists_no_files_beside_it_is_named(
+    shards: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (said,) = told(source, tmp_path, capsys)
+    assert "model.safetensors.index.json" in said and said.endswith("download it again") and len(said) < 1000
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gemma", "Emu3", "chameleon"])
 def test_the_config_of_another_family_is_named(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "model"

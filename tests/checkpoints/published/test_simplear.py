@@ -173,6 +173,8 @@ def test_damaged_and_foreign_files_are_one_line_errors(both: dict[str, tuple[Any
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, r"positions are scaled \(yarn\)"),
         ({"hidden_act": "gelu"}, "its activation is 'gelu'"),
         ({"tie_word_embeddings": False}, "it has no tensor lm_head.weight"),
+        ({"rms_norm_eps": "x"}, "its config.json says rms_norm_eps 'x': it must be a number"),
+        ({"rope_theta": [1]}, r"its config.json says rope_theta \[1\]: it must be a number"),
         ({"model_type": "qwen3"}, "it is a language model that draws no images"),
     ):
         (folder / "config.json").write_text(json.dumps(config | changed))
