@@ -7,6 +7,7 @@ difference gives other ids in silence: so the library that defines the format re
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "tokenizer.json"
 _CAPTION = "{}"
+# What no caption means by its characters, whether or not a file calls it special: names in angle brackets other than
+# the tags of HTML that Gemma's words have, and those of Chameleon's image codes
+_CONTROL_NAME = re.compile(r"<(?!/?[a-z]+[1-6]?>)\S.*>|IMGIMG[A-J]+Z")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @config
@@ -192,16 +197,20 @@ class JSONTokenizer(TextTokenizer):
         return ids
 
     def _controls(self) -> dict[int, str]:
-        """The names of control tokens by id: special ones, and those that the prompts have."""
-        config, added = self.config, self._tokenizer.get_added_tokens_decoder()
+        """The names of control tokens by id."""
+        config, model = self.config, self._tokenizer.model
         templates = f"{config.template}{config.negative_template}".split(_CAPTION)
         names = (config.pad, config.begin, *config.end, *config.null_tokens)
         used = {number for text in (*templates, *names) for number in self._ids(config.written(text))}
-        unknown = getattr(self._tokenizer.model, "unk_token", None)  # stands for characters, not only for its name
+        unknown = getattr(model, "unk_token", None)
+        falls_back = bool(getattr(model, "byte_fallback", False))
         return {
             number: token.content
-            for number, token in added.items()
-            if (token.special or number in used) and token.content != unknown
+            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+            if (token.special or number in used or _CONTROL_NAME.fullmatch(token.content))
+            # These stand for characters, and not only for their names
+            and token.content != unknown
+            and not (falls_back and _BYTE.fullmatch(token.content))
         }
 
     def _prompt_ids(self, before: str, caption: str, after: str) -> list[int]:

@@ -59,3 +59,28 @@ def test_other_captions_have_the_ids_of_the_library() -> None:
         assert ours.encode_ragged([caption])[0] == [ours.id_of("<s>"), *wanted]
     copy = pickle.loads(pickle.dumps(ours))
     assert copy.encode_ragged(["a <soi> word"]) == ours.encode_ragged(["a <soi> word"])
+
+
+def test_names_that_no_caption_means_are_characters_whatever_the_file_calls_them() -> None:
+    """A code of Chameleon or a control token that the file does not call special; tags of HTML stay words."""
+    from tokenizers import AddedToken
+
+    one = byte_level(["<pad>"], 320)
+    one.add_tokens([AddedToken(name, special=False) for name in ("IMGIMGBAZ", "<|box_start|>", "<reserved08801>")])
+    one.add_tokens([AddedToken(name, special=False) for name in ("<table>", "</h1>")])
+    ours = JSONTokenizer(JSONTokenizerConfig(vocab_size=400), one.to_str().encode())
+    for name in ("IMGIMGBAZ", "<|box_start|>", "<reserved08801>"):
+        ids = ours.encode_ragged([f"a {name} fox"])[0]
+        assert ours.id_of(name) not in ids and ours.decode([ids]) == [f"a {name} fox"]
+    for tag in ("<table>", "</h1>"):
+        assert ours.id_of(tag) in ours.encode_ragged([f"a {tag} fox"])[0]
+
+
+def test_tokens_of_single_bytes_and_of_the_unknown_are_no_control_tokens() -> None:
+    """Of a BPE with byte fallback, such as Gemma's, whose file calls the tokens of bytes special."""
+    from support.published.liquid import tokenizer as gemma
+
+    ours = JSONTokenizer(JSONTokenizerConfig(vocab_size=400, begin="<bos>", end=("<boi>",)), gemma().to_str().encode())
+    for caption in TEXTS:
+        assert ours.encode_ragged([caption])[0][1:-1] == gemma().encode(caption, add_special_tokens=False).ids
+    assert ours.encode_ragged(["<boi>"])[0].count(ours.id_of("<boi>")) == 1
