@@ -15,6 +15,7 @@ from dalle.checkpoints.published.files import read_json
 from dalle.checkpoints.published.heads import deinterleave, heads_of
 from dalle.checkpoints.published.state import Published, concat_lazy, count, derived, published_name, shape
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import JSONTokenizer
 
@@ -55,14 +56,14 @@ class LanguageModel:
         text_tokenizer: with the prompt of its family.
         sampling: its project's default sampling options.
         image_tokenizer: if it is in the same files.
-        image_source: hub id of the image tokenizer otherwise; "" if unknown.
+        codes: what its image codes are, and where their image tokenizer is published.
     """
 
     model: Published
     text_tokenizer: JSONTokenizer
     sampling: SamplingConfig
+    codes: ImageCodes
     image_tokenizer: Published | None = None
-    image_source: str = ""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def measured(
     accumulation: int,
     scratch: Path,
     lora: LoRAConfig | None = None,
-    optim: OptimConfig = OptimConfig(),
+    optim: OptimConfig | None = None,
 ) -> tuple[int, int]:
     """Bytes of the moments, and at the highest moment of a step: these, weights, average, and what comes and goes."""
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def measured(
     if lora is not None:
         add_lora(model, lora)
     trained = model if lora is None else changes(model)
-    optimizer, average = build_optimizer(trained, optim), None if lora is not None else EMA(model, 0.9)
+    optimizer, average = build_optimizer(trained, optim or OptimConfig()), None if lora is not None else EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
