@@ -21,8 +21,10 @@ def recorded_codes(folder: ModelFolder) -> ImageCodes | None:
     if KEY in folder.config:
         found: ImageCodes = from_dict(ImageCodes, folder.config[KEY], folder.origin)
         return found
-    if "image_tokenizer" not in folder.components:
-        return None
-    part = folder.component("image_tokenizer")
-    own = codes_of(from_dict(ImageTokenizerConfig, renamed(part.config["model"]), part.origin))
+    recorded = (folder.config.get("parts") or {}).get("image_tokenizer")
+    place = folder.path / str(recorded["path"] if isinstance(recorded, dict) and "path" in recorded else "")
+    if recorded is None or not (place / "config.yaml").is_file() or place == folder.path:
+        return None  # whose loader says so
+    part = ModelFolder(place)  # not `component`, which reads it whole for its hash
+    own = codes_of(from_dict(ImageTokenizerConfig, renamed(part.config.get("model") or {}), part.origin))
     return replace(own, factor=0)  # one with the same codes may draw larger images of them

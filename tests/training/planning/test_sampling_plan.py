@@ -87,10 +87,10 @@ def test_the_command_plans_sampling(capsys: pytest.CaptureFixture[str]) -> None:
         ([str(SHIPPED), "heads=4"], "heads is not to be given: the config.yaml of"),
         ([str(SHIPPED / "clip")], "holds a CLIP, expected a DALL-E"),
         (["emoji/dale"], "did you mean emoji/dalle?"),
-        (["dalle"], "no such file, and no recipe of that name"),
+        (["nowhere"], "no such file, and no recipe of that name"),
         (["/nowhere/x"], "/nowhere/x: no such file or folder (there is no folder /nowhere)"),
         (["./nowhere"], "./nowhere: no such file or folder"),
-        (["models/emojy"], "models/emojy: no such file or folder (did you mean models/emoji?)"),
+        ([str(SHIPPED.with_name("emojy"))], f"emojy: no such file or folder (did you mean {SHIPPED}?)"),
     ):
         assert main(["plan", *arguments]) == 2
         error = capsys.readouterr().err
