@@ -172,8 +172,9 @@ def _load_images(
         # A published one does not know the grid of this model; its convolutions work at any
         found = load_image_tokenizer(source, device, rows=model.config.grid[0])
     except ValueError as error:
-        # Only of what was not asked for: the rest says itself what is wrong
-        raise error if images else ValueError(f"{error}; give the image tokenizer of {name}{_GIVE}") from error
+        if images:
+            raise
+        raise ValueError(f"{error}; give the image tokenizer of {name}{_GIVE}") from error
     check_codes(codes, found.config, str(source.path if isinstance(source, ModelFolder) else source))
     return found
 

@@ -157,7 +157,8 @@ def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
 
 
 def _only_with_model(name: str) -> str:
-    return f"a {name} is read with its language model, which knows the prompt: leave it out"
+    clip = "; of a CLIP give its merges.txt" if name == tokenizer_json.MODEL_FILE else ""
+    return f"a {name} is read with its language model, which knows the prompt: leave it out{clip}"
 
 
 def _check(tokenizer: CLIPTokenizer, vocab: Path) -> None:
