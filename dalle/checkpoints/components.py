@@ -10,6 +10,7 @@ import torch
 
 from dalle.checkpoints.build import build_published, build_published_model
 from dalle.checkpoints.hub import SHIPPED, resolve
+from dalle.checkpoints.image_codes import recorded_codes
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.files import weights_hash
@@ -18,13 +19,14 @@ from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.checkpoints.source import open_source
 from dalle.config import from_dict
 from dalle.generation.options import SamplingConfig
-from dalle.image_tokenizers import ImageTokenizer, build
+from dalle.image_tokenizers import ImageCodes, ImageTokenizer, build, check_codes
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
 _Source = str | Path | None
+_GIVE = " (--image-tokenizer, image_tokenizer)"
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,6 @@ def _from_model_folder(
 ) -> Components:
     model = load_model(folder, device=device, dtype=dtype, **given)
     components = folder.components
-    if images is None and "image_tokenizer" not in components:
-        raise ValueError(f"{folder.path} has no image tokenizer: give the one it was trained with (image_tokenizer)")
     read: TextTokenizer | T5Encoder
     if model.config.text_features is not None:
         read = _load_text_encoder(encoder or folder.config.get("text_encoder"), device, dtype)
@@ -111,12 +111,11 @@ def _from_model_folder(
         raise ValueError(f"{folder.path} has no text tokenizer: give the one it was trained with (text_tokenizer)")
     else:
         read = load_text_tokenizer(folder.component("text_tokenizer") if words is None else words)
-    # A published tokenizer does not know the grid of this model; its convolutions work at any
-    rows = model.config.grid[0]
+    own = folder.component("image_tokenizer") if images is None and "image_tokenizer" in components else None
     return Components(
         model,
         read,
-        load_image_tokenizer(folder.component("image_tokenizer") if images is None else images, device, rows=rows),
+        _load_images(own or images, recorded_codes(folder), model, str(folder.path), device),
         load_clip(clip or folder.component("clip"), device) if clip is not None or "clip" in components else None,
         from_dict(SamplingConfig, folder.config.get("sampling") or {}, folder.origin),
         folder.sha256,
@@ -153,10 +152,31 @@ def _published_image_tokenizer(
 ) -> ImageTokenizer:
     rows = model.config.grid[0]
     if images is None and found.image_tokenizer is not None:
+        check_codes(found.codes, found.image_tokenizer.config, f"the image tokenizer in the files of {found.file}")
         return build_published(build, resize_tokenizer(found.image_tokenizer, rows), str(found.file), device, None)
-    if images is None and not found.image_source:
-        raise ValueError(f"{found.file} does not contain its image tokenizer: give it (image_tokenizer)")
-    return load_image_tokenizer(images or found.image_source, device, rows=rows)
+    return _load_images(images, found.codes, model, str(found.file), device)
+
+
+def _load_images(
+    images: _Source | ModelFolder, codes: ImageCodes | None, model: DALLE, name: str, device: torch.device
+) -> ImageTokenizer:
+    """Load the image tokenizer that is given, or else where the model's is published; for the model's grid.
+
+    Raises:
+        ValueError: it is neither given nor known or there, or has other codes than the model draws.
+    """
+    source = images or (None if codes is None else codes.source)
+    if not source:
+        raise ValueError(f"{name} does not contain its image tokenizer: give the one it was trained with{_GIVE}")
+    try:
+        # A published one does not know the grid of this model; its convolutions work at any
+        found = load_image_tokenizer(source, device, rows=model.config.grid[0])
+    except ValueError as error:
+        if images:
+            raise
+        raise ValueError(f"{error}; give the image tokenizer of {name}{_GIVE}") from error
+    check_codes(codes, found.config, str(source.path if isinstance(source, ModelFolder) else source))
+    return found
 
 
 def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype | None) -> T5Encoder:

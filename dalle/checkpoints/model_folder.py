@@ -25,7 +25,8 @@ from dalle.files import atomic_folder
 
 WEIGHTS = "model.safetensors"
 # Files that determine what a model computes. README.md and images may change without changing its hash.
-_KEYS = ("stage", "model", "parts", "sampling", "text_encoder", "origin", "sha256")  # of a config.yaml without `data`
+# Of a config.yaml without `data`
+_KEYS = ("stage", "model", "parts", "sampling", "text_encoder", "image_codes", "origin", "sha256")
 _CARD_SUFFIXES = (".md", ".yaml", ".png", ".jpg", ".jpeg", ".webp", ".svg", ".gif")  # of what `export` keeps
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 

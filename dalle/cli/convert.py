@@ -54,3 +54,28 @@ def _run(args: argparse.Namespace) -> None:
             progress=show,
         )
     print(f"{args.out}: {found.family}; license of the weights: {found.license}")
+    for line in _missing(args.out):
+        print(line)
+
+
+def _missing(out: Path) -> list[str]:
+    """A line for each tokenizer that a converted model still needs."""
+    from dalle.checkpoints.image_codes import recorded_codes
+    from dalle.checkpoints.model_folder import ModelFolder
+
+    folder = ModelFolder(out)
+    if folder.config.get("stage") != "dalle":
+        return []
+    codes, lines = recorded_codes(folder), []
+    if "image_tokenizer" not in folder.components:
+        fetched = f"{codes.source} is fetched when the model is used, or " if codes and codes.source else ""
+        lines.append(
+            f"{out} has no image tokenizer, which the files did not contain: {fetched}it is given by "
+            "--image-tokenizer, to this command or to those that use the model"
+        )
+    if "text_tokenizer" not in folder.components and "text_encoder" not in folder.config:
+        lines.append(
+            f"{out} has no text tokenizer, which the files did not contain: it is given by --text-tokenizer, to this "
+            "command or to those that use the model"
+        )
+    return lines

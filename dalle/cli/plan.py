@@ -62,7 +62,6 @@ def _run(args: argparse.Namespace) -> None:
 
 def _is_recipe(source: str) -> bool:
     """Whether what is to be planned is a recipe; else it is a model, local or on the hub."""
-    from dalle.files.remote import may_be_an_id
     from dalle.training.recipe.shipped import shipped_recipes
 
     path = Path(source)
@@ -70,7 +69,7 @@ def _is_recipe(source: str) -> bool:
         return False
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path.suffix in (".yaml", ".yml")
-    # A name: of a recipe that ships (perhaps misspelled), or of a repository of the hub
-    parts = source.removeprefix("hf://").split("/")
+    # A name: of a recipe that ships (perhaps misspelled), else of a model, which is not there or on the hub
+    parts = source.split("/")
     folders = {name.partition("/")[0] for name in shipped_recipes()}
-    return parts[0] in folders or len(parts) < 2 or not (source.startswith("hf://") or may_be_an_id(parts))
+    return parts[0] in folders or (len(parts) < 2 and not source.startswith("~"))

@@ -44,10 +44,11 @@ class SampleConfig:
     diffusion: dict[str, Any] = field(default_factory=dict)
     """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
     negative: str | None = None
-    """Negative prompt, which guidance leads away from, of a model that takes one (Emu3); its own if not given."""
+    """Negative prompt, which guidance leads away from, of a model that takes one (Emu3, Emu3.5, SimpleAR); its own
+    if not given."""
     size: str | None = None
     """Width and height of the images in pixels, such as 960x544, of a model that draws several sizes (Emu3, Emu3.5,
-    Lumina-mGPT); its own if not given."""
+    Lumina-mGPT, SimpleAR); its own if not given."""
     image: Path | None = None
     """Image to complete or edit, with --keep-rows or --mask; its center square is used."""
     keep_rows: Annotated[float, Range(0, ceiling=10**6)] | None = None

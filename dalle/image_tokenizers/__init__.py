@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
+from dalle.image_tokenizers.codes import ImageCodes, check_codes, codes_of
 from dalle.image_tokenizers.cosmos import Cosmos, CosmosConfig
 from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.image_tokenizers.dvae import DVAE, DVAEConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Emu3VQConfig",
     "FSQConfig",
     "GumbelConfig",
+    "ImageCodes",
     "ImageTokenizer",
     "ImageTokenizerConfig",
     "MoVQGAN",
@@ -35,6 +37,8 @@ __all__ = [
     "VQConfig",
     "VQGANConfig",
     "build",
+    "check_codes",
+    "codes_of",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,14 @@ class ImageTokenizer(nn.Module, ABC):
     """Turns images into codes and codes into images.
 
     Attributes:
+        config: its architecture, of its own class of configs.
         codebook_size: number of codes; codes are in [0, codebook_size).
         image_size: height and width of the images it is meant for, in pixels. It is convolutional, so other sizes that
             `factor` divides work too.
         factor: downsampling factor: height and width of the pixels that one code covers.
     """
 
+    config: Any
     codebook_size: int
     image_size: int
     factor: int

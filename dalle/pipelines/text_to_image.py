@@ -188,7 +188,8 @@ class TextToImage:
                 is white; where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             progress: called after each step.
             distinct: whether `keep` skips near-duplicates as long as there are other images.
-            negative: negative prompt, which guidance leads away from, of a model that takes one (Emu3); None: its own.
+            negative: negative prompt, which guidance leads away from, of a model that takes one (Emu3, Emu3.5,
+                SimpleAR); None: its own.
             size: "WIDTHxHEIGHT" in pixels, or width and height, of a model that draws several (`sized`); None: its own.
             options: fields of `SamplingConfig`, None for the model's own (`sampling`); and of `EngineOptions`, which
                 affect speed and memory only.

@@ -7,6 +7,7 @@ difference gives other ids in silence: so the library that defines the format re
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "tokenizer.json"
 _CAPTION = "{}"
+# What no caption means by its characters, whether or not a file calls it special: names in angle brackets other than
+# the tags of HTML that Gemma's words have, and those of Chameleon's image codes
+_CONTROL_NAME = re.compile(r"<(?!/?[a-z]+[1-6]?>)\S.*>|IMGIMG[A-J]+Z")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @config
@@ -85,7 +90,10 @@ class JSONTokenizerConfig:
 
 
 class JSONTokenizer(TextTokenizer):
-    """Rows are the begin token and the prompt's tokens; where a row is cut, what follows the caption is kept."""
+    """Rows are the begin token and the prompt's tokens; where a row is cut, what follows the caption is kept.
+
+    The name of a control token in a caption is read as its characters: only the prompt around it has such tokens.
+    """
 
     config: JSONTokenizerConfig
 
@@ -108,6 +116,7 @@ class JSONTokenizer(TextTokenizer):
         self.pad_id = self.id_of(config.pad)
         self.begin = (self.id_of(config.begin),) if config.begin else ()
         self._set_prompt()
+        self._control = self._controls()
 
     def sized(self, grid: tuple[int, int]) -> JSONTokenizer:
         """The same tokenizer with the prompt for images of another grid of codes; this one, if the prompt has no size.
@@ -154,8 +163,7 @@ class JSONTokenizer(TextTokenizer):
             raise ValueError("this model takes no negative prompt: leave it out")
         check_characters(caption)
         before, after = map(self.config.written, self.config.negative_template.split(_CAPTION))
-        caption = caption.strip() if self.config.strip else caption
-        return [*self.begin, *self._ids(f"{before}{caption}{after}"), *self.end]
+        return [*self.begin, *self._prompt_ids(before, caption, after), *self.end]
 
     def null_ids(self) -> tuple[int, ...]:
         """The ids of the null prompt; () if the config has none."""
@@ -188,11 +196,48 @@ class JSONTokenizer(TextTokenizer):
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def _controls(self) -> dict[int, str]:
+        """The names of control tokens by id."""
+        config, model = self.config, self._tokenizer.model
+        templates = f"{config.template}{config.negative_template}".split(_CAPTION)
+        names = (config.pad, config.begin, *config.end, *config.null_tokens)
+        used = {number for text in (*templates, *names) for number in self._ids(config.written(text))}
+        unknown = getattr(model, "unk_token", None)
+        falls_back = bool(getattr(model, "byte_fallback", False))
+        return {
+            number: token.content
+            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+            if (token.special or number in used or _CONTROL_NAME.fullmatch(token.content))
+            # These stand for characters, and not only for their names
+            and token.content != unknown
+            and not (falls_back and _BYTE.fullmatch(token.content))
+        }
+
+    def _prompt_ids(self, before: str, caption: str, after: str) -> list[int]:
+        """The ids of a prompt, with no control token from the caption."""
+        caption = caption.strip() if self.config.strip else caption
+        text, start, stop = f"{before}{caption}{after}", len(before), len(before) + len(caption)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        for number, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            name = self._control.get(number)
+            # A token may take white space around its name too
+            at = first if name is None else first + max(text[first:last].find(name), 0)
+            ids += [number] if name is None or not start <= at < stop else self._plain_ids(text[first:last])
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """The ids of a text that a control token would be found in, which is cut in two so often that none is."""
+        ids = self._ids(text)
+        if len(text) < 2 or self._control.keys().isdisjoint(ids):
+            return ids
+        at = min(len(text) - len(text.lstrip()), len(text) - 2) + 1  # behind the first character of the name
+        return [*self._plain_ids(text[:at]), *self._plain_ids(text[at:])]
+
     def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
         if dropout:
             raise ValueError("a tokenizer.json has no BPE dropout here: set bpe_dropout=0")
-        captions = (text.strip() if self.config.strip else text for text in texts)
-        return [self._ids(f"{self._before}{caption}{self._after}") for caption in captions]
+        return [self._prompt_ids(self._before, caption, self._after) for caption in texts]
 
     def _detokenize(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)

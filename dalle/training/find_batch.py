@@ -131,7 +131,9 @@ def _first_guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
     ema = recipe.optim.ema is not None
     assert run.precision != "auto"
     for images in reversed(sizes):
-        setup = TrainSetup("ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, ema)
+        setup = TrainSetup(
+            "ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, ema, muon=recipe.optim.kind == "muon"
+        )
         if memory(size, setup).peak <= limit:
             return images
     return sizes[0]

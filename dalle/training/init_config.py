@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dalle.checkpoints.image_codes import recorded_codes
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.models import read_model
@@ -100,6 +101,9 @@ def with_initial_config(data: Mapping[str, Any], weights: bool = True) -> dict[s
         words = ModelFolder(opened.path / "text_tokenizer").config if "text_tokenizer" in opened.components else {}
         # A tokenizer.json is run by its library, which has no BPE dropout
         merges = (words.get("model") or {}).get("kind") != "tokenizer_json"
+        codes = None if "image_tokenizer" in found else recorded_codes(opened)
+        if codes is not None and codes.source:
+            found["image_tokenizer"] = codes.source
         if "text_encoder" in content:
             found["text_tokenizer"] = content["text_encoder"]
         model, sampling = content.get("model") or {}, content.get("sampling")

@@ -27,7 +27,7 @@ from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.upsampler import Upsampler
-from dalle.training.init_image_tokenizer import FOLDER, prepare_image_tokenizer
+from dalle.training.init_image_tokenizer import FOLDER, check_image_tokenizer, prepare_image_tokenizer
 from dalle.training.init_unclip import part_folder, part_name
 from dalle.training.lora import check_installed
 from dalle.training.recipe import (
@@ -63,6 +63,8 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
             convert(path, target, "float32")
         if isinstance(recipe, DALLERecipe):
             prepare_image_tokenizer(recipe)
+            if path is not None:
+                check_image_tokenizer(recipe, ModelFolder(path if is_model_folder(path) else target))
 
 
 def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.image_codes import recorded_codes
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, without_weights
 from dalle.checkpoints.source import is_model_folder
+from dalle.config import from_dict, renamed
 from dalle.files import check_folder
+from dalle.image_tokenizers import ImageTokenizerConfig, check_codes
 from dalle.image_tokenizers.vqgan import VQGAN
 from dalle.training.recipe import DALLERecipe
+
+log = logging.getLogger(__name__)
 
 FOLDER = "initial"
 """Folder of a run with what its published weights were converted to."""
@@ -40,6 +46,19 @@ def image_tokenizer_folder(recipe: DALLERecipe) -> Path:
     """The model folder of a recipe's image tokenizer: itself, or what `prepare_image_tokenizer` makes of it."""
     path = resolve(recipe.image_tokenizer)
     return path if is_model_folder(path) else recipe.run.dir / FOLDER / "image_tokenizer"
+
+
+def check_image_tokenizer(recipe: DALLERecipe, initial: ModelFolder) -> None:
+    """Say if a recipe's image tokenizer has other codes than the model drew that its run begins with."""
+    place = image_tokenizer_folder(recipe)
+    content = ModelFolder(place)
+    if content.config.get("stage") != "image_tokenizer":
+        return  # whose loader says what it is
+    config = from_dict(ImageTokenizerConfig, renamed(content.config.get("model") or {}), content.origin)
+    try:
+        check_codes(recorded_codes(initial), config, f"image_tokenizer: {recipe.image_tokenizer}")
+    except ValueError as error:  # another one is learned anew, which may be what is wanted
+        log.warning("%s; what the model knows of its codes is lost", error)
 
 
 def load_initial_vqgan(model: VQGAN, source: str) -> None:

@@ -23,6 +23,7 @@ from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
@@ -30,9 +31,11 @@ _FAMILIES = {False: "an Anole (Chameleon)", True: "a Lumina-mGPT (Chameleon)"}
 LICENSE = "Chameleon Research License, not for commercial use (huggingface.co/facebook/chameleon-7b)"
 SAMPLING = SamplingConfig(guidance=3.0, temperature=0.7, top_p=0.9)
 LUMINA_SAMPLING = SamplingConfig(guidance=4.0, top_k=2000)
-IMAGES = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
+CODES = ImageCodes(
+    network="vqgan", quantizer="euclidean", codes=8192, channels=256, factor=16,
+    source="GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt",
+)  # fmt: skip
 MODEL_TYPE = "chameleon"
-_VQ_NAMES = ("vqgan.ckpt", "tokenizer/vqgan.ckpt")
 _ROWS, _LUMINA_ROWS = 32, 48  # 512 and 768 pixels
 _CELL = 16  # pixels of a code
 # End of turn and begin of image go by these names in its vocabulary (chameleon/inference/vocab.py)
@@ -108,9 +111,14 @@ def _load(files: llama.Files, lumina: bool) -> llama.LanguageModel:
         _FAMILIES[lumina], LICENSE, words, code_ids(words.vocabulary), rows, NUMBERED // _CELL if lumina else None
     )
     model = read(files.tensors, settings, kind, files.given)
-    file = next((folder / name for name in _VQ_NAMES if (folder / name).is_file()), None)
-    images = None if file is None else read_image_tokenizer(file)  # others are fetched
-    return llama.LanguageModel(model, words, LUMINA_SAMPLING if lumina else SAMPLING, images, IMAGES)
+    images = find_images(folder)  # others are fetched
+    return llama.LanguageModel(model, words, LUMINA_SAMPLING if lumina else SAMPLING, CODES, images)
+
+
+def find_images(folder: Path, name: str = "vqgan.ckpt") -> Published | None:
+    """The image tokenizer in a file of that name in a folder or below it, the nearest; None if there is none."""
+    found = sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
+    return read_image_tokenizer(found[0]) if found else None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.image_codes import KEY
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published import ibq, mindalle
 from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
@@ -23,7 +24,7 @@ from dalle.checkpoints.quantization import Storage
 from dalle.config import from_dict, renamed, to_dict
 from dalle.files import atomic_folder
 from dalle.generation.progress import Progress
-from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
+from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, check_codes, codes_of
 from dalle.text_tokenizers import TextTokenizer
 
 _Source = str | Path | None
@@ -87,6 +88,8 @@ def convert(
             model = read_model(path, None, given)
             parts = _model_parts(model, image_tokenizer, text_tokenizer, scratch)
             more: dict[str, Any] = {"sampling": to_dict(model.sampling)}
+            if "image_tokenizer" not in parts and model.codes is not None:
+                more[KEY] = to_dict(model.codes)
             if model.model.config.text_features is not None:
                 more["text_encoder"] = model.text_source
             _write(out, stage, model.model, model_summary(model), path.name, storage, parts, more, progress)
@@ -172,9 +175,14 @@ def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch
     parts: dict[str, Path] = {}
     if images is not None and (resolve(images) / "config.yaml").is_file() and not ibq.is_there(resolve(images)):
         parts["image_tokenizer"] = resolve(images)
+        own = ModelFolder(resolve(images))
+        if own.config.get("stage") != "image_tokenizer":
+            raise ValueError(f"{images} is of stage {own.config.get('stage')!r}; expected an image tokenizer")
+        _check_images(model, from_dict(ImageTokenizerConfig, renamed(own.config["model"]), own.origin), str(images))
     else:
         found = model.image_tokenizer if images is None else read_image_tokenizer(resolve(images))
         if found is not None:
+            _check_images(model, found.config, str(images or f"the image tokenizer in the files of {model.file}"))
             found = resize_tokenizer(found, model.model.config.grid[0])  # for this model's grid
             parts["image_tokenizer"] = scratch / "image_tokenizer"
             _write(parts["image_tokenizer"], "image_tokenizer", found, summary(found), "", None, {}, {})
@@ -185,6 +193,13 @@ def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch
         parts["text_tokenizer"] = scratch / "text_tokenizer"
         read.save(parts["text_tokenizer"])
     return parts
+
+
+def _check_images(model: PublishedModel, config: ImageTokenizerConfig, source: str) -> None:
+    check_codes(model.codes, config, source)
+    own, wanted = codes_of(config).codes, model.model.config.image_vocab
+    if own != wanted:
+        raise ValueError(f"{source} has {own:,} codes, and this model draws {wanted:,}: give the image tokenizer of it")
 
 
 def _write(

@@ -50,7 +50,15 @@ def is_there(source: Path) -> bool:
 
 def is_alone(source: Path) -> bool:
     """Whether `is_there`, and no model's weights are beside it."""
-    return is_there(source) and not any(source.glob("*.safetensors"))
+    # Its repository has the same again as autoencoder.jit and in pickles; a model has a config.json that says its kind
+    beside = any(source.glob("*.safetensors")) or any(source.glob("*.index.json"))
+    return is_there(source) and not beside and not (source / "tokenizer.json").is_file()
+
+
+def find(folder: Path) -> Path | None:
+    """Where the tokenizer is in the folder of a model: in it or in one of its folders; None if it is in neither."""
+    found = [place for place in (folder, *sorted(folder.iterdir())) if place.is_dir() and is_there(place)]
+    return found[0] if found else None
 
 
 def read(source: Path, rows: int | None = None) -> Published:

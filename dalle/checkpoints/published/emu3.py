@@ -20,13 +20,16 @@ from dalle.checkpoints.published import emu3_tokenizer, llama, tiktoken
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "an Emu3"
 LICENSE = "Apache-2.0 (huggingface.co/BAAI/Emu3-Gen)"
 SAMPLING = SamplingConfig(guidance=3.0, top_k=2048)
-IMAGES = "BAAI/Emu3-VisionTokenizer"
+CODES = ImageCodes(
+    network="emu3", quantizer="euclidean", codes=32_768, channels=4, factor=8, source="BAAI/Emu3-VisionTokenizer"
+)
 MODEL_TYPES = ("Emu3", "emu3")
 NEGATIVE = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
@@ -83,8 +86,8 @@ def load(files: llama.Files) -> llama.LanguageModel:
     # Its project rounds both sides of a ratio, which may be a few codes more than those of the square
     grids = GridsConfig(most=(rows + 1) ** 2)
     model = read(files, found, tokenizer, grids)
-    images = emu3_tokenizer.of_model(files.tensors, rows)
-    return llama.LanguageModel(model, tokenizer, SAMPLING, images, IMAGES)
+    images = emu3_tokenizer.of_model(files.tensors, rows) or emu3_tokenizer.find(files.folder, rows)
+    return llama.LanguageModel(model, tokenizer, SAMPLING, CODES, images)
 
 
 def read(

@@ -9,13 +9,16 @@ from __future__ import annotations
 from dalle.checkpoints.published import emu3, llama
 from dalle.checkpoints.published.image_tokenizers import find_ibq
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "an Emu3.5"
 LICENSE = "Apache-2.0 (huggingface.co/BAAI/Emu3.5-Image)"
 SAMPLING = SamplingConfig(guidance=5.0, top_k=5120)
-IMAGES = "BAAI/Emu3.5-VisionTokenizer"
+CODES = ImageCodes(
+    network="vqgan", quantizer="dot", codes=131_072, channels=256, factor=16, source="BAAI/Emu3.5-VisionTokenizer"
+)
 _PLAIN_GUIDANCE = 2.0  # what the project recommends for Emu3.5 itself, which writes too
 _ROWS, _CELL = 64, 16  # 1024 pixels
 # Its configs/example_config_t2i.py: the null prompt has no task and no caption
@@ -35,7 +38,7 @@ def load(files: llama.Files) -> llama.LanguageModel:
     name = str(files.source).lower()
     plain = "emu3.5" in name and "emu3.5-image" not in name
     sampling = SAMPLING.updated(guidance=_PLAIN_GUIDANCE) if plain else SAMPLING
-    return llama.LanguageModel(model, tokenizer, sampling, find_ibq(files.folder), IMAGES)
+    return llama.LanguageModel(model, tokenizer, sampling, CODES, find_ibq(files.folder))
 
 
 def _text_tokenizer(words: emu3.Words, rows: int) -> JSONTokenizer:

@@ -8,18 +8,21 @@ Letters: L channels of the latents.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dalle.checkpoints.published.folding import Part, conv, fold, plain, same
 from dalle.checkpoints.published.state import Published, count, quantizer_statistics, shape
+from dalle.checkpoints.tensors import stored_tensors
 from dalle.image_tokenizers import Emu3VQConfig, VQGANConfig
 
 FAMILY = "the image tokenizer of Emu3"
 LICENSE = "Apache-2.0 (huggingface.co/BAAI/Emu3-VisionTokenizer)"
 PREFIXES = ("vqmodel.", "model.vqmodel.")
 """What is in front of its names where it lies in one file with the transformer."""
+_FILE = "model.safetensors"
 _SIZE = 720  # pixels of the published models' images
 _EPS = 1e-5  # of the batch norms
 _STEPS = 2  # in time, from 4 frames to 1
@@ -43,6 +46,18 @@ def of_model(published: Mapping[str, Tensor], rows: int | None = None) -> Publis
         if name.startswith(prefix)
     }
     return read(own, rows) if own else None
+
+
+def find(folder: Path, rows: int) -> Published | None:
+    """The image tokenizer in a folder of the folder of a model; None if there is none.
+
+    Raises:
+        ValueError: as `of_model`, or a file is damaged.
+    """
+    for place in sorted(folder.iterdir()):
+        if (place / _FILE).is_file() and is_of(found := stored_tensors(place / _FILE)):
+            return read(found, rows)
+    return None
 
 
 def read(published: Mapping[str, Tensor], rows: int | None = None) -> Published:

@@ -20,6 +20,7 @@ _INDEX = ".index.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _READ = (".safetensors", *PICKLES)
 _POINTER = b"version https://git-lfs"
+_LONGEST = 255  # bytes of a file name
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 _ORIGINAL = "give the original weights; --dtype int8 stores them in 8 bits while it loads them"
 _PACKED = {  # names of what libraries put beside packed weights
@@ -141,12 +142,16 @@ def _shards(index: Path) -> list[Path]:
     try:
         # Each once, in the order of their numbers
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if not shards or not all(isinstance(shard, str) for shard in shards):
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not an index of shards: download it again") from error
     for shard in shards:
         # The index is data of others: it must not lead out of the folder
-        if Path(shard).name != shard:
-            raise ValueError(f"{index} lists the shard {shard!r}, which is not a file name: download it again")
+        if Path(shard).name != shard or len(shard.encode(errors="replace")) > _LONGEST:
+            raise ValueError(
+                f"{index} lists the shard {shard[:_LONGEST]!r}, which is not a file name: download it again"
+            )
         if not index.with_name(shard).is_file():
             raise ValueError(f"{index} lists the shard {shard}, which is not there: download it too")
         reject_unreadable(index.with_name(shard))

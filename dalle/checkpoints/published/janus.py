@@ -22,12 +22,14 @@ from dalle.checkpoints.published import llama, vqgan
 from dalle.checkpoints.published.state import Published, rename_tensors, shape
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "a Janus of DeepSeek"
 LICENSE = "weights DeepSeek Model License, code MIT (github.com/deepseek-ai/Janus, LICENSE-MODEL and LICENSE-CODE)"
 SAMPLING = SamplingConfig(guidance=5.0)  # cfg_weight of the project's generation_inference.py
+CODES = ImageCodes(network="vqgan", quantizer="cosine", codes=16_384, channels=8, factor=16)
 MODEL_TYPES = ("multi_modality", "janus")
 _ROWS = 24  # 384 pixels
 _BEGIN, _PAD, _IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
@@ -77,7 +79,7 @@ def load(files: llama.Files) -> llama.LanguageModel:
     words = text_tokenizer(find_json(files.folder), llama.word_count(files.tensors), plain)
     model = read(files.tensors, files.settings, words.pad_id, files.given)
     images = image_tokenizer(files.tensors, model.config.grid[0])
-    return llama.LanguageModel(model, words, SAMPLING, images)
+    return llama.LanguageModel(model, words, SAMPLING, CODES, images)
 
 
 def read(published: dict[str, Tensor], settings: Mapping[str, Any], pad_id: int, given: Mapping[str, Any]) -> Published:

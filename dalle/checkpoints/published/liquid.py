@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
-from dalle.checkpoints.published import llama
-from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
+from dalle.checkpoints.published import chameleon, llama
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
@@ -23,8 +22,6 @@ from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 FAMILY = "a Liquid (Gemma)"
 LICENSE = "MIT and Gemma Terms of Use (huggingface.co/Junfeng5/Liquid_V1_7B); its image tokenizer Chameleon's"
 SAMPLING = SamplingConfig(guidance=7.0, temperature=0.99, top_k=4096, top_p=0.96)
-IMAGES = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
-"""Chameleon's image tokenizer; the project itself keeps it in its demonstration."""
 MODEL_TYPE = "gemma"
 _ROWS = 32  # 512 pixels
 _BEGIN, _PAD, _IMAGE, _NULL = "<bos>", "<pad>", "<boi>", "<unconditional>"
@@ -52,9 +49,9 @@ def load(files: llama.Files) -> llama.LanguageModel:
         raise ValueError(f"it is a Gemma with {rows:,} words and no image codes: it draws no images")
     words = JSONTokenizer(replace(words.config, vocab_size=count), find_json(files.folder))
     model = read(files.tensors, files.settings, words, files.given)
-    file = files.folder / "vqgan.ckpt"
-    images = read_image_tokenizer(file) if file.is_file() else None
-    return llama.LanguageModel(model, words, SAMPLING, images, IMAGES)
+    images = chameleon.find_images(files.folder)
+    # Those of Chameleon, whose image tokenizer the project keeps in its demonstration
+    return llama.LanguageModel(model, words, SAMPLING, chameleon.CODES, images)
 
 
 def read(

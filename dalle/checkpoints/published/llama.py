@@ -15,6 +15,7 @@ from dalle.checkpoints.published.files import read_json
 from dalle.checkpoints.published.heads import deinterleave, heads_of
 from dalle.checkpoints.published.state import Published, concat_lazy, count, derived, published_name, shape
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import JSONTokenizer
 
@@ -55,14 +56,14 @@ class LanguageModel:
         text_tokenizer: with the prompt of its family.
         sampling: its project's default sampling options.
         image_tokenizer: if it is in the same files.
-        image_source: hub id of the image tokenizer otherwise; "" if unknown.
+        codes: what its image codes are, and where their image tokenizer is published.
     """
 
     model: Published
     text_tokenizer: JSONTokenizer
     sampling: SamplingConfig
+    codes: ImageCodes
     image_tokenizer: Published | None = None
-    image_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def fuse(
         feed_forward=_activation(settings, blocks),
         norm="rms",
         # Hugging Face's name, Meta's name
-        norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
+        norm_eps=_number("rms_norm_eps", settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
         biases="qkv" if biased else "none",
     )
     return state, config, _rope_base(settings, blocks.rope_base)
@@ -265,4 +266,10 @@ def _rope_base(settings: Mapping[str, Any], base: float) -> float:
     # Scaled positions (YaRN, dynamic, ...) turn by other angles: ignored, they give plausible and wrong images
     if kind != "default":
         raise ValueError(f"its rotary positions are scaled ({kind}), which is not supported")
-    return float(rope.get("rope_theta", settings.get("rope_theta", base)))
+    return _number("rope_theta", rope.get("rope_theta", settings.get("rope_theta", base)))
+
+
+def _number(name: str, found: object) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"its config.json says {name} {found!r:.40}: it must be a number")
+    return float(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +13,17 @@ from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import heads_of, permute_rope_rows
 from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
 
 FAMILY = "LlamaGen"
 LICENSE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"
 TEXT_ENCODER = "google/flan-t5-xl"
-T2I_IMAGES, C2I_IMAGES = "peizesun/llamagen_t2i/vq_ds16_t2i.pt", "FoundationVision/LlamaGen/vq_ds16_c2i.pt"
+# Those of VQ-8 too, and of codebooks that are not normalized, which its training options allow
+_CODES = ImageCodes(network="vqgan", codes=16_384, channels=8)
+T2I_CODES = replace(_CODES, source="peizesun/llamagen_t2i/vq_ds16_t2i.pt")
+C2I_CODES = replace(_CODES, source="FoundationVision/LlamaGen/vq_ds16_c2i.pt")
 # Defaults of their sample_t2i.py and sample_c2i.py
 T2I_SAMPLING, C2I_SAMPLING = SamplingConfig(guidance=7.5, top_k=1000), SamplingConfig(guidance=4.0, top_k=2000)
 # width -> heads of B, L, XL, XXL, XXXL, 1B, 3B, 7B (autoregressive/models/gpt.py)

@@ -9,18 +9,21 @@ import torch
 
 from dalle.checkpoints.published import chameleon, llama
 from dalle.checkpoints.published.files import read_json
-from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, without_weights
+from dalle.checkpoints.published.image_tokenizers import without_weights
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig, tokenizer_json
 
 FAMILY = "a Lumina-mGPT 2.0 (Chameleon)"
 LICENSE = "Apache-2.0 (huggingface.co/Alpha-VLLM/Lumina-mGPT-2.0)"
 SAMPLING = SamplingConfig(guidance=4.0, top_k=4096)  # of the project's scripts/sample.sh
-IMAGES = "ai-forever/MoVQGAN/movqgan_270M.ckpt"
-_VQ_NAMES = ("movqgan_270M.ckpt", "movqgan/270M/movqgan_270M.ckpt")
+CODES = ImageCodes(
+    network="movqgan", quantizer="euclidean", codes=16_384, channels=4, factor=8,
+    source="ai-forever/MoVQGAN/movqgan_270M.ckpt",
+)  # fmt: skip
 _ROWS, _CELL = 96, 8  # 768 pixels
-_FIRST_CODE, _CODES = 155_000, 16_384  # ids and number of the image codes of the published model
+_FIRST_CODE = 155_000  # id of the first image code of the published model
 _BEGIN = "<|endoftext|>"
 # No token of its prompts. Not Qwen's own padding: that is the begin token, which must be looked at
 _PAD = "<eoss>"
@@ -45,14 +48,13 @@ def load(files: llama.Files) -> llama.LanguageModel:
     """
     count = llama.word_count(files.tensors)
     content = find_json(files.folder)
-    file = next((files.folder / name for name in _VQ_NAMES if (files.folder / name).is_file()), None)
-    images = None if file is None else read_image_tokenizer(file)
+    images = chameleon.find_images(files.folder, "movqgan_270M.ckpt")
     names = JSONTokenizer(JSONTokenizerConfig(vocab_size=count, pad=_PAD), content).vocabulary
     # The published one leaves ids free between its words and its codes; of a smaller one the codes are the last ids
     first = _FIRST_CODE
     if count <= _FIRST_CODE:
         first = max(names.values()) + 1 if images is None else count - without_weights(images).codebook_size
-    codes = torch.arange(first, max(first, min(count, first + _CODES)))
+    codes = torch.arange(first, max(first, min(count, first + CODES.codes)))
     if first < 1 or not len(codes):
         raise ValueError(f"it has {count:,} ids for {len(names):,} words and none for image codes: it draws no images")
     rows = llama.grid_rows(files.given, _ROWS)
@@ -62,7 +64,7 @@ def load(files: llama.Files) -> llama.LanguageModel:
     words = JSONTokenizer(chameleon.with_size(config, rows, _CELL), _only_words(content, first))
     kind = chameleon.Kind(FAMILY, LICENSE, words, codes, rows, chameleon.NUMBERED // _CELL, text_vocab=first)
     model = chameleon.read(files.tensors, files.settings, kind, files.given)
-    return llama.LanguageModel(model, words, SAMPLING, images, IMAGES)
+    return llama.LanguageModel(model, words, SAMPLING, CODES, images)
 
 
 def _only_words(content: bytes, first: int) -> bytes:

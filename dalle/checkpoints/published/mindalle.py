@@ -14,11 +14,13 @@ from dalle.checkpoints.published.state import Published, concat_lazy, count, ren
 from dalle.checkpoints.published.stored_state import named_tensors
 from dalle.config import read_yaml
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 FAMILY = "minDALL-E"
 LICENSE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"
+CODES = ImageCodes(network="vqgan", quantizer="euclidean", codes=16_384, channels=256, factor=16)
 IMAGES, TRANSFORMER, TOKENIZER = "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer"
 # As in its README
 SAMPLING = SamplingConfig(top_k=256)

@@ -26,6 +26,7 @@ from dalle.checkpoints.published.text_tokenizers import (
     read_text_tokenizer,
 )
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig
 from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 
@@ -44,7 +45,7 @@ class PublishedModel:
         sampling: its project's default sampling options.
         image_tokenizer: the image tokenizer, if the same files contain it.
         text_tokenizer: the text tokenizer, if the same files contain it.
-        image_source: hub id of the image tokenizer otherwise; "" if unknown.
+        codes: what its image codes are, and where their image tokenizer is published; None: whatever is given.
         text_source: hub id of the text tokenizer or text encoder otherwise; "" if unknown.
         add_special_tokens: whether the text tokenizer adds begin and end tokens.
     """
@@ -54,9 +55,14 @@ class PublishedModel:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     image_tokenizer: Published | None = None
     text_tokenizer: TextTokenizer | None = None
-    image_source: str = ""
+    codes: ImageCodes | None = None
     text_source: str = ""
     add_special_tokens: bool = True
+
+    @property
+    def image_source(self) -> str:
+        """Hub id of the image tokenizer, if the files do not contain it; "" if unknown."""
+        return "" if self.codes is None else self.codes.source
 
 
 def read_model(
@@ -137,7 +143,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             rudalle.SAMPLING,
             image_tokenizer=_find_image_tokenizer(folder, "vqgan.gumbelf8*.ckpt"),
             text_tokenizer=find_text_tokenizer(folder),
-            image_source=rudalle.IMAGE_TOKENIZER,
+            codes=rudalle.CODES,
             text_source=rudalle.TEXT_TOKENIZER,
         )
     if family == "llamagen" or (family is None and llamagen.is_of(tensors)):
@@ -150,7 +156,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
                 file,
                 llamagen.T2I_SAMPLING,
                 image_tokenizer=images,
-                image_source=llamagen.T2I_IMAGES,
+                codes=llamagen.T2I_CODES,
                 text_source=llamagen.TEXT_ENCODER,
             )
         # One id is that of no class
@@ -161,7 +167,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             llamagen.C2I_SAMPLING,
             image_tokenizer=images,
             text_tokenizer=classes,
-            image_source=llamagen.C2I_IMAGES,
+            codes=llamagen.C2I_CODES,
         )
     reject_unsupported(stored_state(tree))
     raise ValueError(
@@ -180,7 +186,7 @@ def _language_model(
         found.sampling,
         image_tokenizer=found.image_tokenizer,
         text_tokenizer=found.text_tokenizer,
-        image_source=found.image_source,
+        codes=found.codes,
     )
 
 
@@ -195,6 +201,7 @@ def _mindalle(source: Path, given: dict[str, Any]) -> PublishedModel:
         mindalle.SAMPLING,
         image_tokenizer=images,
         text_tokenizer=words,
+        codes=mindalle.CODES,
     )
 
 

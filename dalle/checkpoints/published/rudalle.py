@@ -16,12 +16,16 @@ from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.state import Published, count, rename_tensors, shape
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
 
 FAMILY = "ruDALL-E"
 LICENSE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"
-IMAGE_TOKENIZER = "ai-forever/rudalle-utils/vqgan.gumbelf8-sber.model.ckpt"
+CODES = ImageCodes(
+    network="vqgan", quantizer="gumbel", codes=8192, channels=256, factor=8,
+    source="ai-forever/rudalle-utils/vqgan.gumbelf8-sber.model.ckpt",
+)  # fmt: skip
 TEXT_TOKENIZER = "shonenkov/rudalle-utils/bpe.model"
 SAMPLING = SamplingConfig(top_k=2048, top_p=0.995)
 Convention = Literal["v2", "v3"]

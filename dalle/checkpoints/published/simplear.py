@@ -17,13 +17,17 @@ from dalle.checkpoints.published.files import read_json
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
+from dalle.image_tokenizers import ImageCodes
 from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig, tokenizer_json
 
 FAMILY = "a SimpleAR (Qwen2.5)"
 LICENSE = "code MIT (github.com/wdrink/SimpleAR), from Qwen2.5, Apache-2.0; image tokenizer NVIDIA Open Model License"
 SAMPLING = SamplingConfig(guidance=6.0)
-IMAGES = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"
+CODES = ImageCodes(
+    network="cosmos", quantizer="fsq", codes=64_000, channels=6, factor=16,
+    source="nvidia/Cosmos-1.0-Tokenizer-DV8x16x16",
+)  # fmt: skip
 MODEL_TYPE = "qwen2"
 NEGATIVE = (
     "aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, bad eyes, "
@@ -62,8 +66,9 @@ def load(files: llama.Files) -> llama.LanguageModel:
     config = replace(words.config, vocab_size=count, template=_TEMPLATE, negative_template=_NEGATIVE_TEMPLATE)
     words = JSONTokenizer(config, content)
     model = read(files.tensors, files.settings, words, files.given)
-    images = cosmos.read(files.folder, model.config.grid[0]) if cosmos.is_there(files.folder) else None
-    return llama.LanguageModel(model, words, SAMPLING, images, IMAGES)
+    place = cosmos.find(files.folder)
+    images = None if place is None else cosmos.read(place, model.config.grid[0])
+    return llama.LanguageModel(model, words, SAMPLING, CODES, images)
 
 
 def read(

@@ -11,6 +11,7 @@ from torch import nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.image_codes import KEY
 from dalle.checkpoints.published import cosmos, dalle_pytorch, ibq, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.files import read_stored_state
@@ -192,6 +193,8 @@ def _describe_model_folder(folder: Path) -> str:
     config = from_dict(_SCHEMAS[stage], renamed(content.get("model") or {}), str(folder / "config.yaml"))
     lines = _architecture(config, without_weights(config))
     lines["components"] = ", ".join(content.get("parts") or {}) or "none"
+    if KEY in content:
+        lines["image tokenizer"] = _place(None, str((content[KEY] or {}).get("source", "")))
     lines["license"] = "see its README.md" if (folder / "README.md").is_file() else "not stated"
     try:
         stored_tensors(folder / model_folder.WEIGHTS)  # its header only; whether the file is whole
@@ -212,8 +215,9 @@ def _architecture(config: Any, module: nn.Module) -> dict[str, str]:
         lines["text"] = f"{config.text_length} {words}"
         lines["images"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
         if config.grids is not None:
-            sides = f"sides in multiples of {config.grids.multiple}" if config.grids.multiple > 1 else "any sides"
-            lines["images"] += f", or other grids of at most {config.grids.most:,} codes, {sides}"
+            sides = "squares" if config.grids.ratio == 1 else "grids"
+            steps = f", sides in multiples of {config.grids.multiple}" if config.grids.multiple > 1 else ""
+            lines["images"] += f", or other {sides} of at most {config.grids.most:,} codes{steps}"
     elif isinstance(config, CLIPConfig):
         if config.missing != "image":
             lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"

@@ -31,6 +31,7 @@ _SIGLIP = {"spiece.model": 1, "tokenizer.model": 2}  # file name -> version of S
 _XLM_ROBERTA = "sentencepiece.bpe.model"
 _INNER = "tokenizer"  # folder of the text tokenizer, of minDALL-E and of diffusers' pipelines
 _PIPELINE = "model_index.json"  # in a folder of diffusers with several models
+_LANGUAGE_MODELS = (tokenizer_json.MODEL_FILE, "emu3.tiktoken")
 _MOST_BYTES = 1 << 26  # largest text tokenizer file; weights are larger
 _CHAR = (("bpe-16k-vocab.json", "bpe-16k-merges.txt"), ("vocab.json", "merges.txt"))
 
@@ -128,12 +129,17 @@ def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
         if len(there) == 2 and there[0].suffix == ".json":
             return CharTokenizer(CharTokenizerConfig(), *map(_content, there))
         if not there:
+            of_model = next((name for name in _LANGUAGE_MODELS if (source / name).is_file()), None)
+            if of_model is not None:
+                raise ValueError(_only_with_model(of_model))
             raise ValueError(
                 "it has no text tokenizer: expected bpe.model (ruDALL-E), merges.txt or bpe_simple_vocab_16e6.txt.gz "
                 "(CLIP), spiece.model or tokenizer.model (SigLIP), sentencepiece.bpe.model (XLM-R), or vocabulary and "
                 "merges (minDALL-E)"
             )
         source = there[0]
+    if source.name in _LANGUAGE_MODELS:
+        raise ValueError(_only_with_model(source.name))
     content = _content(source)
     if source.name in _SIGLIP:
         return SigLIPTokenizer(SigLIPTokenizerConfig(version=1 if _SIGLIP[source.name] == 1 else 2), content)
@@ -148,6 +154,11 @@ def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
     if source.name == "merges.txt" and numbers.is_file():
         _check(tokenizer, numbers)
     return tokenizer
+
+
+def _only_with_model(name: str) -> str:
+    clip = "; of a CLIP give its merges.txt" if name == tokenizer_json.MODEL_FILE else ""
+    return f"a {name} is read with its language model, which knows the prompt: leave it out{clip}"
 
 
 def _check(tokenizer: CLIPTokenizer, vocab: Path) -> None:

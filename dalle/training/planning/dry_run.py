@@ -29,6 +29,7 @@ from dalle.models.clip import CLIP, CLIPConfig, TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.upsampler import Upsampler
+from dalle.training.muon import sections_of_matrices
 from dalle.training.planning.setup import Precision
 from dalle.training.recipe import DiffusionRecipe, PriorRecipe
 
@@ -43,7 +44,7 @@ class StepCost:
     Attributes:
         parameters: of the trained network.
         frozen: bytes of the CLIP that embeds images and captions.
-        state: bytes of weights, the two moments of AdamW and the EMA.
+        state: bytes of weights, moments (AdamW's two; of matrices that Muon trains one) and the EMA.
         peak: bytes held at most beyond those, by activations and gradients.
         operations: floating-point operations per image, of the network forward and backward, with what checkpointing
             recomputes, and of the CLIP forward.
@@ -122,7 +123,9 @@ def step_cost(
             step()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         frozen = 0 if tower is None else sum(parameter.numel() * _FLOAT for parameter in tower.parameters())
-    state = _FLOAT * parameters * (3 + (recipe.optim.ema is not None))
+        sections = sections_of_matrices(model) if recipe.optim.kind == "muon" else {}
+        matrices = sum(parameter.numel() for parameter in model.parameters() if id(parameter) in sections)
+    state = _FLOAT * (parameters * (3 + (recipe.optim.ema is not None)) - matrices)
     return StepCost(parameters, frozen, state, live.most, counter.get_total_flops() / images / min(accumulation, 2))
 
 

@@ -17,6 +17,9 @@ from dalle.kernels.cross_entropy import chunk_rows
 from dalle.training.planning.setup import ModelSize, TrainSetup
 
 _FLOAT = 4  # bytes per number of weights, gradients, moments, residual stream and losses, which are float32
+# Bytes per number of a matrix in Muon's step: the scaled gradient, momentum and direction anew, the orthogonalized
+# sections and the whole of them, and the choice between this and no step
+_STEP_OF_MATRIX = 6 * _FLOAT
 _STATS = 8  # bytes per token that a norm saves for backward: mean and reciprocal deviation, float32
 
 
@@ -27,7 +30,7 @@ class Memory:
     Attributes:
         weights: float32 weights, those that are not trained too.
         gradients: float32 gradients of what is trained.
-        moments: the two moments of AdamW.
+        moments: the two moments of AdamW; of matrices that Muon trains its momentum.
         average: EMA weights.
         cast_weights: low-precision copies of weights; with FSDP also the gathered units.
         activations: what the blocks save for the backward pass.
@@ -60,7 +63,8 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     trained = size.parameters if adapters is None else adapters.parameters
     state = _FLOAT * trained // share  # ZeRO-3
     weights = state if adapters is None else _FLOAT * (size.parameters + trained) // share
-    static = weights + state * (2 + setup.average)  # weights, two moments, and the EMA
+    kept = 2 * state - (_FLOAT * size.matrices if setup.muon else 0)  # moments
+    static = weights + kept + state * setup.average
     heads, allreduce_buffer = _heads(size, setup), state if setup.layout == "ddp" and setup.devices > 1 else 0
     parts = _activations(size, setup)
     accumulated = state if setup.accumulation > 1 else 0  # gradients of earlier micro-batches, present all along
@@ -85,13 +89,14 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     return Memory(
         weights=weights,
         gradients=state,
-        moments=2 * state,
+        moments=kept,
         average=state if setup.average else 0,
         cast_weights=cast_weights,
         activations=parts.all + parts.recompute,
         heads=max(heads.forward, heads.backward),
         allreduce_buffer=allreduce_buffer,
-        peak=static + max(*moments, state + allreduce_buffer),  # the last: gradients and their copy, before the step
+        # The last: gradients and their copy, before the step, or what one matrix takes in it
+        peak=static + max(*moments, state + max(allreduce_buffer, _STEP_OF_MATRIX * size.matrix * setup.muon)),
     )
 
 

@@ -145,7 +145,8 @@ def _matrices(size: ModelSize) -> int:
 def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Iterator[Option]:
     """Every layout, with and without checkpointing, with every micro-batch size, largest first."""
     own = recipe.run.batch_size // cluster.devices
-    layouts: tuple[Layout, ...] = ("ddp", "fsdp") if cluster.devices > 1 else ("ddp",)
+    muon = recipe.optim.kind == "muon"  # which FSDP does not support
+    layouts: tuple[Layout, ...] = ("ddp", "fsdp") if cluster.devices > 1 and not muon else ("ddp",)
     adapters = None if recipe.lora is None else Adapters.of(recipe.model, recipe.lora)
     for layout, checkpointing in itertools.product(layouts, (False, True)):
         # The same for all micro-batch sizes
@@ -161,6 +162,7 @@ def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Itera
                     _precision(recipe),
                     recipe.optim.ema is not None,
                     adapters,
+                    muon,
                 )
                 yield Option(setup, memory(size, setup), seconds)
 

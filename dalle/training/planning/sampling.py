@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from dalle.checkpoints.image_codes import recorded_codes
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.image_tokenizers import without_weights
 from dalle.checkpoints.published.models import read_model
@@ -92,12 +93,13 @@ def describe(source: str | Path, given: Mapping[str, Any]) -> Model:
         check_stage(opened, "dalle")
         config = from_dict(DALLEConfig, opened.config["model"], opened.origin)
         sampling = from_dict(SamplingConfig, opened.config.get("sampling") or {}, opened.origin)
-        images = None
+        images, codes = None, recorded_codes(opened)
         if "image_tokenizer" in opened.components:
             part = opened.component("image_tokenizer")
             with torch.device("meta"):
                 images = _count(build(from_dict(ImageTokenizerConfig, part.config["model"], part.origin)))
-        return Model(f"{source}: {opened.config.get('origin') or 'made by train.py'}", config, sampling, images, "")
+        name = f"{source}: {opened.config.get('origin') or 'made by train.py'}"
+        return Model(name, config, sampling, images, "" if codes is None else codes.source)
     found = read_model(opened, None, given, weights=False)
     own = None if found.image_tokenizer is None else _count(without_weights(found.image_tokenizer))
     return Model(f"{source}: {found.model.family}", found.model.config, found.sampling, own, found.image_source)

@@ -12,6 +12,7 @@ from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer import Block
 from dalle.training.lora import LoRAConfig
+from dalle.training.muon import sections_of_matrices
 
 Layout = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -34,6 +35,10 @@ class ModelSize:
     """Parameters of embeddings and positions."""
     hidden: int
     """Hidden width of the feed-forward part, H."""
+    matrices: int
+    """Parameters that Muon trains: the matrices of the blocks."""
+    matrix: int
+    """Parameters of the largest of these."""
 
     @classmethod
     def of(cls, config: DALLEConfig) -> ModelSize:
@@ -41,7 +46,8 @@ class ModelSize:
         with torch.device("meta"):
             model = DALLE(config)
         named = {name: p.numel() for name, p in model.named_parameters()}
-        block = model.transformer.blocks[0]
+        block, sections = model.transformer.blocks[0], sections_of_matrices(model)
+        matrices = [p.numel() for p in model.parameters() if id(p) in sections]
         assert isinstance(block, Block)
         return cls(
             config,
@@ -57,6 +63,8 @@ class ModelSize:
             ),
             sum(count for name, count in named.items() if "embedding" in name or name.endswith("position")),
             block.feed_forward.down.in_features,
+            sum(matrices),
+            max(matrices),
         )
 
     @property
@@ -106,6 +114,7 @@ class TrainSetup:
         precision: precision of forward and backward passes; weights and optimizer are float32.
         average: whether there is an EMA of the weights.
         adapters: what is trained alone; None: all weights are.
+        muon: whether Muon trains the matrices of the blocks, which keeps one moment of them in place of two.
         on_cpu: whether the device is a CPU, where the loss uses smaller chunks of logits.
     """
 
@@ -117,6 +126,7 @@ class TrainSetup:
     precision: Precision
     average: bool
     adapters: Adapters | None = None
+    muon: bool = False
     on_cpu: bool = False
 
     @property

@@ -247,7 +247,7 @@ def test_converted_it_draws_the_same(both: dict[str, Path], tmp_path: Path, caps
     assert joined("a red fox", seed=5)[0].images[0].tobytes() == pipe("a red fox", seed=5)[0].images[0].tobytes()
     assert main(["inspect", str(folder), "grid=4"]) == 0
     told = capsys.readouterr().out
-    assert "an Emu3" in told and "Apache-2.0" in told and "read from BAAI/Emu3-VisionTokenizer" in told
+    assert "an Emu3" in told and "Apache-2.0" in told and told.count("tokenizer: in these files") == 2
     command = ["convert", str(folder), str(tmp_path / "ours"), "grid=4", "--image-tokenizer", str(images)]
     assert main(command) == 0
     again = dalle.TextToImage.from_pretrained(tmp_path / "ours", device="cpu")

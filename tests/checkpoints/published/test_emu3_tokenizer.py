@@ -13,18 +13,23 @@ from torch import Tensor
 
 import dalle
 from dalle.__main__ import main
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.published import emu3_tokenizer
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.image_tokenizers import Emu3VQ
 from support.published.emu3 import project_names
+from support.published.language_models import randomize
 
 transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
 ROWS, CODES = 4, 40
 
 
-def video_model(seed: int = 0) -> Any:
+def video_model(
+    seed: int = 0, multipliers: tuple[int, ...] = (1, 2), blocks: int = 2, codes: int = CODES, latents: int = 4
+) -> Any:
     config = transformers.Emu3VQVAEConfig(
-        codebook_size=CODES, base_channels=32, channel_multiplier=[1, 2], num_res_blocks=2, attn_resolutions=[1],
-        hidden_size=64,
+        codebook_size=codes, base_channels=32, channel_multiplier=list(multipliers), num_res_blocks=blocks,
+        attn_resolutions=[len(multipliers) - 1], hidden_size=32 * multipliers[-1], embed_dim=latents,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = transformers.Emu3VQVAE(config)
@@ -61,6 +66,52 @@ def test_codes_and_images_are_those_of_the_video_model(layout: str, tmp_path: Pa
         decoded = (reference.decode(codes) + 1) / 2
     torch.testing.assert_close(ours.decode_latents(ours.embed_codes(codes)), decoded, atol=2e-5, rtol=1e-5)
     assert decoded.std() > 0.05
+
+
+def reference_codes(reference: Any, images: Tensor) -> Tensor:
+    """Of the video model, [B, h, w]."""
+    sizes = torch.tensor([list(images.shape[-2:])] * len(images))
+    with torch.no_grad():
+        return torch.stack(list(reference.encode(2 * images - 1, sizes).image_tokens)).view(len(images), *GRID)
+
+
+GRID = (3, 2)
+
+
+@pytest.mark.parametrize(
+    "seed, multipliers, blocks, codes", [(1, (1, 1, 2), 1, 97), (2, (1, 2, 2, 4), 2, 300), (3, (1, 3), 3, 40)]
+)
+def test_codes_and_images_at_other_sizes(
+    seed: int, multipliers: tuple[int, ...], blocks: int, codes: int, tmp_path: Path
+) -> None:
+    reference = video_model(seed, multipliers, blocks, codes)
+    ours = dalle.load_image_tokenizer(write(reference, tmp_path / "emu3", "project"), rows=ROWS)
+    rows, columns = (side * ours.factor for side in GRID)
+    images = torch.rand(4, 3, rows, columns, generator=torch.Generator().manual_seed(seed))
+    wanted = reference_codes(reference, images)
+    assert torch.equal(ours.encode(images), wanted) and len(wanted.unique()) > 2
+    with torch.no_grad():
+        decoded = (reference.decode(wanted) + 1) / 2
+    torch.testing.assert_close(ours.decode_latents(ours.embed_codes(wanted)), decoded, atol=2e-5, rtol=1e-5)
+
+
+def test_codes_of_weights_that_are_scaled_up_are_equal_in_float64() -> None:
+    """Latents of 10^6 and more: in float32 the nearest of vectors of usual size is a matter of rounding."""
+    reference = randomize(video_model(4), seed=3, scale=3.0).double()
+    found = emu3_tokenizer.read(dict(reference.state_dict()), ROWS)
+    ours = Emu3VQ(found.config).double()
+    ours.load_state_dict(
+        {name: value() if isinstance(value, LazyTensor) else value for name, value in found.tensors.items()}
+    )
+    images = torch.rand(2, 3, 6, 4, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        latents = ours.eval()._latents(images)
+    assert latents.abs().max() > 1e5
+    # One after the other: the sum of squares less the product is as imprecise as float32 here
+    distances = (
+        latents.movedim(1, -1)[..., None, :] - ours.quantize.lookup(torch.arange(CODES)[None, None])[0, :, 0].T
+    ).norm(dim=-1)
+    assert torch.equal(distances.argmin(-1), reference_codes(reference, images))
 
 
 def test_at_full_size_it_has_the_published_parameters() -> None:

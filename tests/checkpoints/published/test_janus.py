@@ -129,6 +129,11 @@ def test_text_ids_are_those_of_the_projects_script(folders: dict[str, Path]) -> 
     assert tokenizer is not None
     for text in janus.TEXTS:
         assert tokenizer.encode_ragged([text])[0] == prompt(text), text
+    # The project's script makes control tokens of their names in a caption; here they are characters
+    named = tokenizer.encode_ragged(["a fox<|User|>: no<begin_of_image>"])[0]
+    assert len(named) > len(prompt("a fox<|User|>: no<begin_of_image>"))
+    assert [i for i in named if i < 7] == [i for i in prompt("a fox") if i < 7]
+    assert tokenizer.decode([named]) == ["a fox<|User|>: no<begin_of_image>"]
     plain = read_model(folders["bin"], None, {**GRID, "roles": "plain"}).text_tokenizer
     assert plain is not None
     assert plain.encode_ragged(["a fox"])[0] == prompt("a fox", ("User", "Assistant"))

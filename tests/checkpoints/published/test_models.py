@@ -142,7 +142,7 @@ def test_missing_image_tokenizer_can_be_given(tmp_path: Path, capsys: pytest.Cap
     hparams = folders.CASES["dalle-pytorch-1.6.6"]
     torch.save({"hparams": hparams, "vae_params": None, "weights": own, "version": "1.6.6"}, source)
     with pytest.raises(
-        ValueError, match=r"dalle\.pt does not contain its image tokenizer: give it \(image_tokenizer\)"
+        ValueError, match=r"dalle\.pt does not contain its image tokenizer: give the one it was trained with"
     ):
         dalle.TextToImage.from_pretrained(source, device="cpu")
     tokenizer = folders.mindalle(tmp_path / "other") / "stage1_last.ckpt"

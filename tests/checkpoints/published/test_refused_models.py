@@ -154,6 +154,22 @@ def test_files_that_are_not_all_there_say_what_is_missing(tmp_path: Path, capsys
     assert f"lists the shard {names[1]}, which is not there: download it too" in said
 
 
+@pytest.mark.parametrize("shards", [{}, {"a": 3}, {"a": ["x"]}, {"a": None}, {"a": "x" * 5000}, {"a": "../x.bin"}])
+def test_an_index_that_lists_no_files_beside_it_is_named(
+    shards: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    lines = told(source, tmp_path, capsys)
+    assert all(len(line) < 1000 for line in lines)
+    # A plan of sampling reads the config.json alone, and says that of a model without any settings
+    assert [
+        line for line in lines if "model_type 'multi_modality', which is no language model that draws" not in line
+    ] == [line for line in lines if "model.safetensors.index.json" in line and "download it again" in line]
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gemma", "Emu3", "chameleon"])
 def test_the_config_of_another_family_is_named(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "model"

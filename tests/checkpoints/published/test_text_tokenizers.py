@@ -91,6 +91,13 @@ def refused(source: Path, message: str) -> None:
 
 def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path, "it has no text tokenizer: expected bpe.model")
+    for name in ("tokenizer.json", "emu3.tiktoken"):
+        other = tmp_path / "language model" / name
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("{}")
+        for source in (other, other.parent):
+            refused(source, f"a {name} is read with its language model, which knows the prompt: leave it out")
+        other.unlink()
     file = tmp_path / "file"
     for content, message in (
         (b"", "the merges file is empty"),

@@ -15,7 +15,7 @@ from torch import Tensor
 ROWS, CODES, WORDS, WIDTH = 4, 48, 640, 64
 BEGIN, PAD, IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
 LINES = ["a red fox in the snow", "two cats, 12 dogs", "лиса в лесу", "雪中的狐狸", "हिउँमा स्याल"] * 3
-TEXTS = [*LINES[:5], "", "  \t a fox \n", "🦊🏔️ e\u0301", "word " * 300, "it's\n\nnew<|User|>: {} lines"]
+TEXTS = [*LINES[:5], "", "  \t a fox \n", "🦊🏔️ e\u0301", "word " * 300, "it's\n\nnew: {} lines"]
 
 
 @cache

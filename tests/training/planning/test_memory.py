@@ -15,8 +15,9 @@ import torch
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.lora import LoRAConfig, add_lora, changes
-from dalle.training.optim import EMA, OptimConfig, build_optimizer
+from dalle.training.optim import EMA, OptimConfig, build_optimizer, clipped_step, gradient_norm
 from dalle.training.planning.memory import cache_bytes, memory
 from dalle.training.planning.setup import Adapters, ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
@@ -26,15 +27,20 @@ FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 
 
 def measured(
-    config: DALLEConfig, precision: Precision, accumulation: int, scratch: Path, lora: LoRAConfig | None = None
-) -> int:
-    """Bytes at the highest moment of an step: weights, moments, average, and what the profiler sees come and go."""
+    config: DALLEConfig,
+    precision: Precision,
+    accumulation: int,
+    scratch: Path,
+    lora: LoRAConfig | None = None,
+    optim: OptimConfig | None = None,
+) -> tuple[int, int]:
+    """Bytes of the moments, and at the highest moment of a step: these, weights, average, and what comes and goes."""
     torch.manual_seed(0)
     model = DALLE(config)
     if lora is not None:
         add_lora(model, lora)
     trained = model if lora is None else changes(model)
-    optimizer, average = build_optimizer(trained, OptimConfig()), None if lora is not None else EMA(model, 0.9)
+    optimizer, average = build_optimizer(trained, optim or OptimConfig()), None if lora is not None else EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
@@ -45,8 +51,7 @@ def measured(
                 loss = losses["image"] * 7 / 8 + (losses["text"] / 8 if config.text_head else 0)
             loss.backward()
             del losses, loss
-        torch.nn.utils.clip_grad_norm_(list(trained.parameters()), 1.0)
-        optimizer.step()
+        clipped_step(optimizer, gradient_norm(trained.parameters()), 1.0)
         optimizer.zero_grad()
 
     training_step()  # makes the moments
@@ -55,7 +60,7 @@ def measured(
     if average is not None:
         own += [average.state[name] for name, _ in model.named_parameters()]
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
-    return peak + sum(tensor.nbytes for tensor in own + moments)
+    return sum(moment.nbytes for moment in moments), peak + sum(tensor.nbytes for tensor in own + moments)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +89,7 @@ def test_planned_memory_equals_the_measured_peak(
     name: str, precision: Precision, checkpointing: bool, accumulation: int, tmp_path: Path
 ) -> None:
     config = with_checkpointing(SIZES[name], checkpointing)
-    found = measured(config, precision, accumulation, tmp_path)
+    _, found = measured(config, precision, accumulation, tmp_path)
     setup = TrainSetup("ddp", 1, IMAGES, accumulation, checkpointing, precision, average=True, on_cpu=True)
     planned = memory(ModelSize.of(config), setup)
     held = planned.weights + planned.moments + planned.average
@@ -103,12 +108,35 @@ def test_planned_memory_of_lora_equals_the_measured_peak(
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     config, lora = with_checkpointing(SIZES["language model"], checkpointing), LoRAConfig(rank=4)
     adapters = Adapters.of(config, lora)
-    found = measured(config, precision, 1, tmp_path, lora)
+    _, found = measured(config, precision, 1, tmp_path, lora)
     setup = TrainSetup("ddp", 1, IMAGES, 1, checkpointing, precision, average=False, adapters=adapters, on_cpu=True)
     planned = memory(ModelSize.of(config), setup)
     held = planned.weights + planned.moments
     assert planned.peak == pytest.approx(found, rel=0.1)
     assert planned.peak - held == pytest.approx(found - held, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["small", pytest.param("gated", marks=pytest.mark.slow)])
+def test_planned_memory_with_muon_equals_the_measured_peak(name: str, tmp_path: Path) -> None:
+    moments, found = measured(SIZES[name], "fp32", 1, tmp_path, optim=OptimConfig(kind="muon"))
+    size = ModelSize.of(SIZES[name])
+    muon, adamw = (
+        memory(size, TrainSetup("ddp", 1, IMAGES, 1, False, "fp32", average=True, muon=on, on_cpu=True))
+        for on in (True, False)
+    )
+    assert muon.moments == moments == adamw.moments - 4 * size.matrices
+    assert muon.peak == pytest.approx(found, rel=0.05) and muon.peak < adamw.peak
+
+
+def test_the_step_of_a_large_matrix_is_in_the_peak_of_muon(tmp_path: Path) -> None:
+    """Where activations are few, and one block is most of the model."""
+    config = DALLEConfig(
+        transformer=TransformerConfig(width=512, depth=1, heads=4), text_vocab=20, text_length=2, image_vocab=20,
+        grid=(2, 2),
+    )  # fmt: skip
+    _, found = measured(config, "fp32", 1, tmp_path, optim=OptimConfig(kind="muon"))
+    setup = TrainSetup("ddp", 1, IMAGES, 1, False, "fp32", average=True, muon=True, on_cpu=True)
+    assert memory(ModelSize.of(config), setup).peak == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.slow

@@ -87,6 +87,10 @@ def test_the_command_plans_sampling(capsys: pytest.CaptureFixture[str]) -> None:
         ([str(SHIPPED), "heads=4"], "heads is not to be given: the config.yaml of"),
         ([str(SHIPPED / "clip")], "holds a CLIP, expected a DALL-E"),
         (["emoji/dale"], "did you mean emoji/dalle?"),
+        (["nowhere"], "no such file, and no recipe of that name"),
+        (["/nowhere/x"], "/nowhere/x: no such file or folder (there is no folder /nowhere)"),
+        (["./nowhere"], "./nowhere: no such file or folder"),
+        ([str(SHIPPED.with_name("emojy"))], f"emojy: no such file or folder (did you mean {SHIPPED}?)"),
     ):
         assert main(["plan", *arguments]) == 2
         error = capsys.readouterr().err
@@ -112,6 +116,7 @@ def test_a_language_model_is_planned_before_its_weights_are_there(
     assert main(["plan", str(bare), "grid=4"]) == 0
     told = capsys.readouterr().out
     assert "image tokenizer: read from nvidia/Cosmos-1.0-Tokenizer-DV8x16x16, not counted" in told
+    shutil.move(whole / "DV8x16x16", tmp_path / "apart")
     assert main(["plan", str(whole), "grid=4"]) == 0
     assert capsys.readouterr().out == told.replace("bare", "whole")
     # Its training too, by the recipe that ships
