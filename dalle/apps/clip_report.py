@@ -214,7 +214,7 @@ def clip_report(
         if left_out:
             raise ValueError(f"{left_out['retrieval']}; nor classes: {error}") from None
         return Report(found, {"zero_shot": str(error), "probe": str(error)}, broken)
-    classifier = ZeroShotClassifier(clip, data.labels, templates or data.templates)
+    classifier = ZeroShotClassifier(clip, data.labels, templates or data.templates, subclasses=data.subclasses)
     accuracy = evaluate_classifier(classifier, data, batch_size, workers, progress)
     found["zero_shot"] = accuracy.metrics
     # The same images, which retrieval names by their paths within the folder

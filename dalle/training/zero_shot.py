@@ -38,6 +38,5 @@ class ZeroShot:
 
     def metrics(self, clip: CLIP) -> dict[str, float]:
         """Accuracy of a CLIP with a text tokenizer on at most `limit` images, spread evenly over the set."""
-        return zero_shot_metrics(
-            clip, self.data.labels, self.templates, evaluation_batches(self.pairs, 32, limit=self.limit)
-        )
+        batches = evaluation_batches(self.pairs, 32, limit=self.limit)
+        return zero_shot_metrics(clip, self.data.labels, self.templates, batches, self.data.subclasses)
