@@ -46,8 +46,11 @@ def _run(args: argparse.Namespace) -> None:
 
     if args.confusion is not None:
         check_file(args.confusion, "--confusion")
+    if args.calibrate is not None:
+        check_file(args.calibrate, "--calibrate")
     data = open_labeled_images(args.images, args.by, args.split, args.image)
-    labels, templates = labels_of(args), templates_given(args) or data.templates
+    labels, given = labels_of(args), templates_given(args)
+    templates = data.templates if given is None else given
     kinds = args.subclasses or (labels is None and data.subclasses)
     classifier = ZeroShotClassifier.from_pretrained(
         labels or data.labels, args.clip, templates, args.device, subclasses=kinds

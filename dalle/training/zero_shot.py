@@ -33,7 +33,11 @@ class ZeroShot:
 
     def __init__(self, options: ZeroShotConfig, image_size: int, limit: int):
         self.data = open_labeled_images(options.path, options.by, options.split)
-        self.templates = templates_of(options.templates or self.data.templates)
+        if len(self.data.labels) < 2:
+            raise ValueError(
+                f"zero_shot.path={options.path} has images of 1 class: give 2 classes at least to choose from"
+            )
+        self.templates = templates_of(self.data.templates if options.templates is None else options.templates)
         self.pairs, self.limit = LabeledPairs(self.data, image_size), limit
 
     def metrics(self, clip: CLIP) -> dict[str, float]:

@@ -45,6 +45,18 @@ class Prediction:
     none: float | None = None  # where asked for: the probability that no label fits, beside words for other things
 
 
+def check_answer(top: int | None, threshold: float | None) -> None:
+    """Check how many labels are asked for, and how probable.
+
+    Raises:
+        ValueError: fewer than 1 label, or no probability.
+    """
+    if top is not None and top < 1:
+        raise ValueError(f"top is {top}: ask for 1 label at least")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
+
+
 class ZeroShotClassifier:
     """Classifies images by labels given as text, without training.
 
@@ -103,7 +115,7 @@ class ZeroShotClassifier:
                 is of another CLIP.
         """
         synonyms_of(labels)  # errors before loading, which takes longer
-        chosen = templates_of(templates or ("emoji-en" if source is None else "images-en"))
+        chosen = templates_of(("emoji-en" if source is None else "images-en") if templates is None else templates)
         place = SHIPPED / "clip" if source is None else source
         clip = load_clip(place, pick_device(device))
         if calibration is None:
@@ -165,10 +177,7 @@ class ZeroShotClassifier:
         Raises:
             ValueError: a number is out of range.
         """
-        if top is not None and top < 1:
-            raise ValueError(f"top is {top}: ask for 1 label at least")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
+        check_answer(top, threshold)
         for batch in embed_images(self.clip, records, batch_size, workers):
             results: dict[int, Prediction | BadRecord] = dict(batch.broken)
             probabilities = self.probabilities(batch.vectors, with_none=threshold is not None)

@@ -116,6 +116,8 @@ def test_label_files_are_read_and_wrong_ones_refused(tmp_path: Path) -> None:
             read_labels(file)
     with pytest.raises(ValueError, match="no such file"):
         read_labels(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="cannot be read .Is a directory.: expected one label per line"):
+        read_labels(tmp_path)
 
 
 def test_wrong_labels_and_templates_give_a_one_line_error(tiny_clip: CLIP) -> None:
@@ -130,6 +132,7 @@ def test_wrong_labels_and_templates_give_a_one_line_error(tiny_clip: CLIP) -> No
             synonyms_of(labels)
     for templates, message in (
         ("photo", "there is no set of templates 'photo'"),
+        ("", "there is no set of templates ''"),
         ("a {}", "to give a template itself"),
         ([], "no template"),
         (["a photo"], "expected {} once"),
