@@ -23,7 +23,7 @@ from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.data import open_data
 from dalle.training.init_config import resolve_recipe
 
-RECIPE, START = Path("configs/folder/clip.yaml"), "models/emoji/clip"
+RECIPE = Path("configs/folder/clip.yaml")
 WAYS: dict[str, tuple[str, ...]] = {
     "all": (),
     "image locked": ("lock=image",),
@@ -34,15 +34,17 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 SHARES = ("0.25", "0.5", "0.75")
 USUAL = (
-    *(f"init_from={START}", "data={kind: shapes}", "optim.lr=1.0e-4", "optim.warmup=20", "run.steps=200"),
+    *("data={kind: shapes}", "optim.lr=1.0e-4", "optim.warmup=20", "run.steps=200"),
     *("run.batch_size=128", "run.accumulation=1", "run.tracker=none", "run.report=false"),
 )
 
 
-def tuned(way: str, folder: Path, overrides: Sequence[str]) -> Path:
+def tuned(way: str, start: str, folder: Path, overrides: Sequence[str]) -> Path:
     """The run folder of a way."""
     run = folder / way.replace(" ", "-")
-    code = train.main([str(RECIPE), *USUAL, *WAYS[way], *overrides, f"run.dir={run}", "resume=auto"])
+    code = train.main(
+        [str(RECIPE), f"init_from={start}", *USUAL, *WAYS[way], *overrides, f"run.dir={run}", "resume=auto"]
+    )
     if code:
         raise SystemExit(code)
     return run
@@ -54,7 +56,8 @@ def measured(source: str | Path, overrides: Sequence[str]) -> dict[str, float]:
     recipe = resolve_recipe(RECIPE, [*USUAL, *overrides])
     new, _ = retrieval_of(clip, open_data(recipe.data, "validation", clip.config.image_size), (1, 5))
     emoji = Source("emoji").labeled()
-    kept = evaluate_classifier(ZeroShotClassifier(clip, emoji.labels, emoji.templates), emoji).metrics["top_1"]
+    classifier = ZeroShotClassifier(clip, emoji.labels, emoji.templates)
+    kept = evaluate_classifier(classifier, emoji).metrics["top_1"]
     return {name: value for name, value in new.items() if name != "images"} | {"style top_1": kept}
 
 
@@ -62,17 +65,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/clip-finetune-table"), help="folder (%(default)s)")
     parser.add_argument("--way", action="append", choices=[*WAYS], help="only these; may be repeated (default: all)")
+    parser.add_argument("--start", default="models/emoji/clip", help="CLIP to fine-tune (%(default)s)")
     args, overrides = parser.parse_known_args()
-    table = {"start": measured(START, overrides)}
+    table = {"start": measured(args.start, overrides)}
     for way in args.way or WAYS:
-        run = tuned(way, args.out, overrides)
+        run = tuned(way, args.start, args.out, overrides)
         table[way] = measured(run / "model", overrides)
         if way != "all":
             continue
         for share in SHARES:
             mixed = args.out / f"mixed-{share}"
             if not mixed.exists() and command(
-                ["export", str(run), str(mixed), "--interpolate", share, "--with", START]
+                ["export", str(run), str(mixed), "--interpolate", share, "--with", args.start]
             ):
                 raise SystemExit(2)
             table[f"all, mixed {share}"] = measured(mixed, overrides)

@@ -5,6 +5,7 @@ Letters: N images, C channels of the image tower.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -142,6 +143,13 @@ def probe_metrics(train: EmbeddedImages, test: EmbeddedImages | None = None, see
     new = [name for name in (test.names if test is not None else []) if name not in number_of]
     if new:
         raise ValueError(f"class {new[0]!r} of the test images is not among the {len(classes)} that are trained on")
+    # Of each class one image is held out for the strength, and without `test` another to measure
+    least = 2 if test is not None else 3
+    for name, count in Counter(train.names).items():
+        if count < least and len(classes) > 1:
+            raise ValueError(
+                f"class {name!r} has {count} image{'s' * (count > 1)}: a probe needs at least {least} of each"
+            )
     features, targets = train.features, torch.tensor([number_of[name] for name in train.names])
     if test is None:
         kept, held = held_out(targets, seed)
@@ -197,7 +205,8 @@ def clip_report(
         progress: called after each batch with its number of images.
 
     Raises:
-        ValueError: the images have neither captions nor classes, or none can be read.
+        ValueError: the images have neither captions nor classes, none can be read, or there are no classes by what
+            `source.by` asks for.
     """
     found: dict[str, Metrics] = {}
     left_out: dict[str, str] = {}
@@ -211,10 +220,13 @@ def clip_report(
     try:
         data = source.labeled()
     except ValueError as error:
+        if source.by is not None or left_out.get("retrieval") == str(error):
+            raise
         if left_out:
             raise ValueError(f"{left_out['retrieval']}; nor classes: {error}") from None
         return Report(found, {"zero_shot": str(error), "probe": str(error)}, broken)
-    classifier = ZeroShotClassifier(clip, data.labels, templates or data.templates)
+    chosen = data.templates if templates is None else templates
+    classifier = ZeroShotClassifier(clip, data.labels, chosen, subclasses=data.subclasses)
     accuracy = evaluate_classifier(classifier, data, batch_size, workers, progress)
     found["zero_shot"] = accuracy.metrics
     # The same images, which retrieval names by their paths within the folder

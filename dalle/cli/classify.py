@@ -40,6 +40,11 @@ def add_label_options(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="labels, one per line; optionally followed by texts to give CLIP instead, separated by tabs",
     )
+    command.add_argument(
+        "--subclasses",
+        action="store_true",
+        help="the texts of --labels-file are kinds of their label, of which an image need fit one, not synonyms",
+    )
     add_template_options(command)
 
 
@@ -83,6 +88,8 @@ def labels_of(args: argparse.Namespace) -> Labels | None:
 
     if args.labels is not None and args.labels_file is not None:
         raise ValueError("--labels and --labels-file are both given: give only one of them")
+    if args.subclasses and args.labels_file is None:
+        raise ValueError("--subclasses needs --labels-file, with the kinds of each label after it, separated by tabs")
     if args.labels_file is not None:
         return read_labels(args.labels_file)
     if args.labels is not None:
@@ -94,13 +101,14 @@ def templates_given(args: argparse.Namespace) -> str | list[str] | None:
     """Return the templates given on the command line; None if there are none."""
     if args.template is not None and args.templates is not None:
         raise ValueError("--template and --templates are both given: give only one of them")
-    return args.template or args.templates
+    return args.templates if args.template is None else list(args.template)
 
 
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.zeroshot import ZeroShotClassifier
+    from dalle.apps.zeroshot.classifier import check_answer
     from dalle.data.base import BadRecord
     from dalle.data.custom.folder import image_files
 
@@ -109,9 +117,10 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError("no labels: give --labels cat,dog or --labels-file FILE")
     if args.calibration is not None and args.threshold is None:
         raise ValueError("--calibration is for the probability of none: give --threshold 0.5, too")
+    check_answer(args.top, args.threshold)  # before the CLIP is loaded
     records = [record for path in args.images for record in image_files(path)]
     classifier = ZeroShotClassifier.from_pretrained(
-        labels, args.clip, templates_given(args), args.device, args.calibration
+        labels, args.clip, templates_given(args), args.device, args.calibration, args.subclasses
     )
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []

@@ -46,9 +46,15 @@ def _run(args: argparse.Namespace) -> None:
 
     if args.confusion is not None:
         check_file(args.confusion, "--confusion")
+    if args.calibrate is not None:
+        check_file(args.calibrate, "--calibrate")
     data = open_labeled_images(args.images, args.by, args.split, args.image)
-    templates = templates_given(args) or data.templates
-    classifier = ZeroShotClassifier.from_pretrained(labels_of(args) or data.labels, args.clip, templates, args.device)
+    labels, given = labels_of(args), templates_given(args)
+    templates = data.templates if given is None else given
+    kinds = args.subclasses or (labels is None and data.subclasses)
+    classifier = ZeroShotClassifier.from_pretrained(
+        labels or data.labels, args.clip, templates, args.device, subclasses=kinds
+    )
     with tqdm(total=len(data.records), unit="image", disable=None) as bar:
         result = evaluate_classifier(classifier, data, args.batch_size, args.workers, bar.update)
     found = result.metrics

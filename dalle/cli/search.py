@@ -89,6 +89,12 @@ def _run(args: argparse.Namespace) -> None:
 
     if args.html is not None:
         check_file(args.html, "--html")
+    if args.captions:
+        _check_unused(args, "--captions", "image")
+        if len(args.image) != 1 or args.html or args.show:
+            raise ValueError("--captions takes one --image and no other query: give the image to describe")
+    if args.duplicates is not None:
+        _check_unused(args, "--duplicates")
     index = ImageIndex(args.index, args.clip, args.device)
     if args.captions:
         _captions(index, args)
@@ -119,6 +125,26 @@ def _run(args: argparse.Namespace) -> None:
         _page(index, args, title, hits)
     else:
         print(table)
+
+
+_QUERY = {
+    "text": "TEXT",
+    "image": "--image",
+    "minus": "--minus",
+    "minus_image": "--minus-image",
+    "vector": "--vector",
+    "weights": "--weights",
+    "where": "--where",
+    "min_score": "--min-score",
+    "distinct": "--distinct",
+}
+
+
+def _check_unused(args: argparse.Namespace, what: str, *used: str) -> None:
+    """Refuse parts of a query that a command would leave out in silence."""
+    given = [shown for name, shown in _QUERY.items() if name not in used and getattr(args, name) not in (None, [])]
+    if given:
+        raise ValueError(f"{what} is no search, and does not look at {', '.join(given)}: leave one of them out")
 
 
 def _weights(option: str | None) -> dict[str, float]:
@@ -163,8 +189,6 @@ def _vector(file: Path) -> list[float]:
 
 
 def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
-    if len(args.image) != 1 or args.text or args.html or args.show or args.vector:
-        raise ValueError("--captions takes one --image and no other query: give the image to describe")
     captions = index.captions(args.image[0], args.top)
     if args.json:
         rows = [{"caption": caption, "score": score} for caption, score in captions]

@@ -18,15 +18,11 @@ from dalle.data.custom.folder import image_files
 from dalle.data.custom.open_source import open_source
 from dalle.data.custom.records import IndexedRecords, Record, Records, as_record, image_bytes
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
-from dalle.data.drawings.captions import GROUPS, STYLES
+from dalle.data.drawings.captions import STYLES, Concept, styled_template
 
 EMOJI = "emoji"  # in place of a folder or file: the embedded data set
-_EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "style": {style: words["en"] for style, words in STYLES.items()},
-    "group": GROUPS,
-}
 _EMOJI_SIZE = 128  # pixels, as stored
-_EMOJI_TEMPLATES = {"style": "style-en", "group": "emoji-en", "name": "emoji-en"}
+_STYLED_THINGS = 64  # more, up to all, classified no more images of the validation split (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -37,13 +33,15 @@ class LabeledImages:
         records: N images.
         classes: the class of each; None where the data does not have one.
         labels: the classes that occur, with their synonyms.
-        templates: name of a set of templates that suits them.
+        templates: name of a set of templates that suits them, or templates.
+        subclasses: whether the words are not synonyms but kinds of their class (`dalle.evaluation.zero_shot`).
     """
 
     records: Records
     classes: list[str | None]
     labels: dict[str, tuple[str, ...]]
-    templates: str
+    templates: str | tuple[str, ...]
+    subclasses: bool = False
 
 
 class LabeledPairs:
@@ -97,18 +95,39 @@ def open_labeled_images(
 
 
 def _emoji(by: str, split: str) -> LabeledImages:
-    if by not in _EMOJI_TEMPLATES:
-        raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(_EMOJI_TEMPLATES)}")
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), split, _EMOJI_SIZE)
     own = [concept.names["en"] for concept in pairs.concepts]
-    names = {"style": pairs.styles, "group": pairs.groups, "name": own}[by]
-    labels = _EMOJI_LABELS.get(by) or {name: (name,) for name in dict.fromkeys(own)}
+    classes = {"style": pairs.styles, "group": pairs.groups, "name": own}
+    if by not in classes:
+        raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(classes)}")
     # As PNG, so that they are decoded as everybody's files are
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
         for index in range(len(pairs))
     ]
-    return LabeledImages(records, list(names), labels, _EMOJI_TEMPLATES[by])
+    names = list(classes[by])
+    if by == "name":
+        return LabeledImages(records, names, {name: (name,) for name in dict.fromkeys(own)}, "emoji-en")
+    # What a CLIP of the emoji knows: the things of the training split, in the order of Unicode's list
+    known = _known_emoji()
+    if by == "style":
+        # Captions name a style only beside a thing, so its prompts do, too
+        things = list(known)[:: len(known) // _STYLED_THINGS]
+        templates = tuple(styled_template(thing) for thing in things)
+        return LabeledImages(records, names, {style: words["en"][:1] for style, words in STYLES.items()}, templates)
+    # No caption names a group: it is all that belongs to it
+    members: dict[str, list[str]] = {}
+    for concept, group in known.items():
+        members.setdefault(group, []).append(concept.names["en"])
+    return LabeledImages(
+        records, names, {group: tuple(words) for group, words in members.items()}, "plain", subclasses=True
+    )
+
+
+def _known_emoji() -> dict[Concept, str]:
+    """The concepts of the training split -> their groups."""
+    train = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "train", _EMOJI_SIZE)
+    return dict(zip(train.concepts, train.groups, strict=True))
 
 
 def _folder(root: Path) -> LabeledImages:

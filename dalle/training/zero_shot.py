@@ -33,11 +33,14 @@ class ZeroShot:
 
     def __init__(self, options: ZeroShotConfig, image_size: int, limit: int):
         self.data = open_labeled_images(options.path, options.by, options.split)
-        self.templates = templates_of(options.templates or self.data.templates)
+        if len(self.data.labels) < 2:
+            raise ValueError(
+                f"zero_shot.path={options.path} has images of 1 class: give 2 classes at least to choose from"
+            )
+        self.templates = templates_of(self.data.templates if options.templates is None else options.templates)
         self.pairs, self.limit = LabeledPairs(self.data, image_size), limit
 
     def metrics(self, clip: CLIP) -> dict[str, float]:
         """Accuracy of a CLIP with a text tokenizer on at most `limit` images, spread evenly over the set."""
-        return zero_shot_metrics(
-            clip, self.data.labels, self.templates, evaluation_batches(self.pairs, 32, limit=self.limit)
-        )
+        batches = evaluation_batches(self.pairs, 32, limit=self.limit)
+        return zero_shot_metrics(clip, self.data.labels, self.templates, batches, self.data.subclasses)

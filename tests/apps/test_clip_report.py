@@ -120,6 +120,8 @@ def test_missing_captions_or_classes_are_named(source: Path, photos: Path, capsy
     for words, message in {
         ("eval", "probe", str(source), str(flat)): "lies in no subfolder",
         ("eval", "probe", str(source), "emoji", "--by", "taste"): "emoji have no classes by 'taste'",
+        ("eval", "clip", str(source), "emoji", "--by", "taste"): "emoji have no classes by 'taste'",
+        ("eval", "clip", str(source), str(flat.parent / "none")): "no such file or folder",
         ("eval", "probe", str(source.parent / "model"), str(photos)): "holds a DALL-E, expected a CLIP",
     }.items():
         assert main(list(words)) == 2
@@ -131,6 +133,11 @@ def test_unknown_test_class_is_refused(source: Path) -> None:
     some = EmbeddedImages(torch.rand(4, 3), ["a", "a", "b", "b"])
     with pytest.raises(ValueError, match="class 'c' of the test images is not among the 2"):
         probe_metrics(some, EmbeddedImages(torch.rand(1, 3), ["c"]))
+    # With none to test on, one image of each class is held out for that, and one for the strength
+    with pytest.raises(ValueError, match="class 'a' has 2 images: a probe needs at least 3 of each"):
+        probe_metrics(some)
+    with pytest.raises(ValueError, match="class 'a' has 1 image: a probe needs at least 2 of each"):
+        probe_metrics(EmbeddedImages(torch.rand(3, 3), ["a", "b", "b"]), some)
 
 
 def test_siglip_pooled_images_equal_its_embeddings() -> None:

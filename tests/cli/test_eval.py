@@ -165,6 +165,15 @@ WRONG = {
         ["classify", "FILE", "--labels", "a,b", "--template", "{}", "--templates", "plain"],
         "both",
     ),
+    "templates of no name": (["classify", "FILE", "--labels", "a,b", "--templates", ""], "no set of templates ''"),
+    "subclasses of no file": (
+        ["classify", "FILE", "--labels", "a,b", "--subclasses"],
+        "--subclasses needs --labels-file",
+    ),
+    "calibration into a folder": (
+        ["eval", "classify", "emoji", "--calibrate", "EMPTY"],
+        "name of a file as --calibrate",
+    ),
     "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected one label per line"),
     "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no images"),
     "no image there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),

@@ -70,9 +70,18 @@ def test_search_takes_a_vector_and_a_data_url(made: Path, tmp_path: Path, capsys
         (["--weights", "dog"], "expected a text and a number"),
         (["--weights", "dog:much"], "expected a text and a number"),
         (["--weights", "dog:1, dog:2"], "'dog' twice"),
-        (["--weights", "dog:0"], "each must be a number other than 0"),
+        (["--weights", "dog:0"], "each must be a finite number other than 0"),
         (["a", "--distinct", "2"], "give a cosine"),
         (["a", "--min-score", "30"], "scores are from -1 to 1"),
+        (["a", "--min-score", "nan"], "scores are from -1 to 1"),
+        (["a", "--weights", "a:-1"], "nothing is left to look for"),
+        (["--image", "https://example.com/a.png"], "URLs are not fetched: download it"),
+        (["--duplicates", "--min-score", "0.5"], "--duplicates is no search, and does not look at --min-score"),
+        (["a", "--duplicates", "--where", "width>1"], "does not look at TEXT, --where"),
+        (
+            ["--captions", "--image", "a.png", "--weights", "a:1"],
+            "--captions is no search, and does not look at --weights",
+        ),
     ],
 )
 def test_wrong_options_give_a_one_line_error(

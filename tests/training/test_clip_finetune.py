@@ -151,6 +151,15 @@ def test_batch_larger_than_the_data_set_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_single_pair_is_refused(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "alone").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "alone/a.png")
+    (tmp_path / "alone/a.txt").write_text("a square")
+    data = {"kind": "pairs", "path": str(tmp_path / "alone"), "validation_share": 0}
+    assert train.main([recipe(tmp_path, source, data=data)]) == 2
+    assert "the data set has 1 image: pairs are contrasted with others; give 2 at least" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_step_with_nan_images_is_skipped(
     accumulation: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -236,6 +245,7 @@ def test_lower_layers_change_less_after_resuming_too(source: Path, tmp_path: Pat
         (["lora={}", "init_from=null", "text_tokenizer=x", "model={}"], "lora freezes pretrained weights"),
         (["lora={}", "optim.ema=0.9"], "lora does not work with an EMA"),
         (["zero_shot.path=nowhere"], "nowhere"),
+        (["zero_shot.path=classes"], "zero_shot.path=classes has images of 1 class: give 2 classes at least"),
         (["zero_shot={path: emoji, templates: mine}"], "there is no set of templates 'mine'"),
         (["zero_shot={path: emoji, by: taste}"], "emoji have no classes by 'taste'"),
         (["run.keep_best=zero_shot_top_1"], "needs labeled images: give zero_shot.path"),
@@ -256,6 +266,8 @@ def test_wrong_inputs_give_a_one_line_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("classes/cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("classes/cat/1.png")
     assert train.main([recipe(tmp_path, source), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

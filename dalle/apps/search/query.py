@@ -52,7 +52,7 @@ class Query:
         given = None if vector is None else _as_vector(vector)
         query = cls(_as_list(text), _as_list(image), _as_list(minus), _as_list(minus_image), dict(weights or {}), given)
         if not all(math.isfinite(weight) and weight for weight in query.weights.values()):
-            raise ValueError(f"weights are {query.weights}: each must be a number other than 0")
+            raise ValueError(f"weights are {query.weights}: each must be a finite number other than 0")
         if not (query._all_texts or query.images or query.minus_images or given is not None):
             raise ValueError("no query: give a text, an image, or both")
         if not all(one.strip() for one in query._all_texts):
@@ -84,12 +84,14 @@ class Query:
             )
         images = _embed_readable(clip, [*self.images, *self.minus_images])
         words = embed_texts(clip, self._all_texts)
-        # In the order of `_all_texts`
-        factors = torch.tensor([1.0] * len(self.texts) + [-1.0] * len(self.minus) + list(self.weights.values()))
-        signs = torch.tensor([1.0] * len(self.images) + [-1.0] * len(self.minus_images))
-        total = (factors[:, None] * words).sum(0) + (signs[:, None] * images).sum(0)
-        if self.vector is not None:
-            total = total + F.normalize(self.vector, dim=0)
+        given = torch.empty(0, words.shape[1]) if self.vector is None else F.normalize(self.vector, dim=0)[None]
+        # In the order of the parts
+        shares = [1.0] * len(self.texts) + [-1.0] * len(self.minus) + list(self.weights.values())
+        shares += [1.0] * len(self.images) + [-1.0] * len(self.minus_images) + [1.0] * len(given)
+        # Only the ratio of weights counts: however large or small they are, the sum is of the size of 1
+        largest = max(map(abs, shares))
+        factors = torch.tensor([share / largest for share in shares])
+        total = (factors[:, None] * torch.cat([words, images, given])).sum(0)
         if total.norm() < 1e-3:  # its direction would be rounding errors
             raise ValueError("what the query adds and what it takes away are the same: nothing is left to look for")
         return F.normalize(total, dim=0)

@@ -22,7 +22,7 @@ from dalle.data.base import BadRecord
 from dalle.data.custom.records import ImageLike, Records, as_record
 from dalle.device import pick_device
 from dalle.evaluation.templates import templates_of
-from dalle.evaluation.zero_shot import label_embeds
+from dalle.evaluation.zero_shot import LabelScores
 from dalle.models.clip import CLIP
 
 NULL_WORDS = (
@@ -45,19 +45,32 @@ class Prediction:
     none: float | None = None  # where asked for: the probability that no label fits, beside words for other things
 
 
+def check_answer(top: int | None, threshold: float | None) -> None:
+    """Check how many labels are asked for, and how probable.
+
+    Raises:
+        ValueError: fewer than 1 label, or no probability.
+    """
+    if top is not None and top < 1:
+        raise ValueError(f"top is {top}: ask for 1 label at least")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
+
+
 class ZeroShotClassifier:
     """Classifies images by labels given as text, without training.
 
     The embedding of a label is the normalized mean of the unit embeddings of its prompts: the prompt ensembling of the
     CLIP paper (Radford et al. 2021, section 3.1.4). The prompts are every template filled with every synonym of the
     label. Probabilities are the softmax over labels of cosines times CLIP's learned scale; a SigLIP gives each label a
-    probability of its own.
+    probability of its own. Words that are subclasses of their label rather than synonyms are scored one by one
+    (`LabelScores`).
 
     Attributes:
         clip: the CLIP.
         labels: L names, in the order in which they were given.
         templates: prompt templates.
-        label_embeds: float32 [L, D], unit length.
+        scores: the labels' vectors, and what images score with them.
         calibration: makes the probability of none; as it comes, that of the null words in an uncalibrated softmax.
     """
 
@@ -67,11 +80,12 @@ class ZeroShotClassifier:
         labels: Labels,
         templates: str | Sequence[str] = "images-en",
         calibration: Calibration | None = None,
+        subclasses: bool = False,
     ):
         synonyms = synonyms_of(labels)
         self.calibration = calibration or Calibration()
         self.clip, self.labels, self.templates = clip, list(synonyms), templates_of(templates)
-        self.label_embeds = label_embeds(clip, list(synonyms.values()), self.templates)
+        self.scores = LabelScores(clip, synonyms, self.templates, subclasses)
 
     @classmethod
     def from_pretrained(
@@ -81,6 +95,7 @@ class ZeroShotClassifier:
         templates: str | Sequence[str] | None = None,
         device: str = "auto",
         calibration: str | Path | None = None,
+        subclasses: bool = False,
     ) -> ZeroShotClassifier:
         """Load a CLIP and embed the labels.
 
@@ -92,18 +107,20 @@ class ZeroShotClassifier:
             device: "auto" takes an accelerator if there is one.
             calibration: file of `dalle eval classify --calibrate`, for the probability of none; None: calibration.json
                 in the folder of the CLIP, if it has one.
+            subclasses: whether the words of a label are kinds of it ("animal" -> "dog", "cat"), of which an image need
+                fit one; else they are synonyms, which are averaged.
 
         Raises:
             ValueError: there is no such CLIP or set of templates, labels or templates are malformed, or the calibration
                 is of another CLIP.
         """
         synonyms_of(labels)  # errors before loading, which takes longer
-        chosen = templates_of(templates or ("emoji-en" if source is None else "images-en"))
+        chosen = templates_of(("emoji-en" if source is None else "images-en") if templates is None else templates)
         place = SHIPPED / "clip" if source is None else source
         clip = load_clip(place, pick_device(device))
         if calibration is None:
-            return cls(clip, labels, chosen, calibration_beside(place, clip))
-        return cls(clip, labels, chosen, read_calibration(Path(calibration).expanduser(), clip))
+            return cls(clip, labels, chosen, calibration_beside(place, clip), subclasses)
+        return cls(clip, labels, chosen, read_calibration(Path(calibration).expanduser(), clip), subclasses)
 
     def __call__(
         self,
@@ -160,10 +177,7 @@ class ZeroShotClassifier:
         Raises:
             ValueError: a number is out of range.
         """
-        if top is not None and top < 1:
-            raise ValueError(f"top is {top}: ask for 1 label at least")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
+        check_answer(top, threshold)
         for batch in embed_images(self.clip, records, batch_size, workers):
             results: dict[int, Prediction | BadRecord] = dict(batch.broken)
             probabilities = self.probabilities(batch.vectors, with_none=threshold is not None)
@@ -191,25 +205,21 @@ class ZeroShotClassifier:
             float32 [B, L], or [B, L + 1] with none. Rows sum to 1, except with a SigLIP: its labels have independent
             probabilities, and none is that all of them are wrong.
         """
-        cosines = image_embeds @ self.label_embeds.T  # [B, L]
         if self.clip.config.sigmoid:
-            of_labels = self.clip.probabilities(cosines)
+            of_labels = self.scores.probabilities(image_embeds)
             none = (1 - of_labels).prod(dim=-1, keepdim=True)
             return torch.cat([of_labels, none], dim=-1) if with_none else of_labels
-        labels, null = self.logits(image_embeds) if with_none else (self._scale * cosines, None)
-        return labels.softmax(dim=-1) if null is None else self.calibration.probabilities(labels, null)
+        if not with_none:
+            return self.scores.logits(image_embeds).softmax(dim=-1)
+        return self.calibration.probabilities(*self.logits(image_embeds))
 
     def logits(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines times the CLIP's scale: with the labels float32 [B, L], and with the null words [B, W]."""
-        return self._scale * (image_embeds @ self.label_embeds.T), self._scale * (image_embeds @ self._null_embeds.T)
-
-    @property
-    def _scale(self) -> Tensor:
-        return self.clip.scale.detach().cpu().float()
+        return self.scores.logits(image_embeds), self._null_scores.logits(image_embeds)
 
     @cached_property
-    def _null_embeds(self) -> Tensor:
-        """Embeddings of `NULL_WORDS`, without those that are labels; float32 [number of words, D]."""
+    def _null_scores(self) -> LabelScores:
+        """Scores of `NULL_WORDS`, without those that are labels."""
         labels = {name.casefold() for name in self.labels}
-        synonyms = [(word,) for word in NULL_WORDS if word not in labels]
-        return label_embeds(self.clip, synonyms, self.templates)
+        words = {word: (word,) for word in NULL_WORDS if word not in labels}
+        return LabelScores(self.clip, words, self.templates)

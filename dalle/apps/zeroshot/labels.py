@@ -21,6 +21,8 @@ def read_labels(file: str | Path) -> dict[str, tuple[str, ...]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected a text file with one label per line") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): expected one label per line") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: expected one label per line") from error
     rows = [[field.strip() for field in line.split("\t")] for line in lines if line.strip()]

@@ -98,6 +98,8 @@ def as_record(image: ImageLike, name: str = "image") -> Record:
             return Record(name, image=base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError):
             return Record(name, fault="it is no data: URL in base64, such as data:image/png;base64,iVBORw0...")
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return Record(image, fault="URLs are not fetched: download it and give the file, or a data: URL in base64")
     return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
 

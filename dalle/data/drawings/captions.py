@@ -44,18 +44,6 @@ FAMILIES: dict[str, Words] = {
     "flat color": {"en": ("flat color",), "hi": ("सपाट रंगीन",), "ne": ("समतल रङ्गीन",)},
 }
 
-# group of emoji -> words for its contents, for zero-shot classification; no caption names a group
-GROUPS: dict[str, tuple[str, ...]] = {
-    "smileys-emotion": ("face", "smiling face", "sad face", "cat face", "heart", "emotion"),
-    "people-body": ("person", "man", "woman", "family", "hand", "part of the body"),
-    "animals-nature": ("animal", "bird", "fish", "insect", "flower", "plant"),
-    "food-drink": ("food", "fruit", "vegetable", "meal", "sweet", "drink"),
-    "travel-places": ("place", "building", "vehicle", "ship", "clock", "weather"),
-    "activities": ("activity", "event", "medal", "sport", "game", "art"),
-    "objects": ("object", "clothing", "musical instrument", "computer", "tool", "book"),
-    "symbols": ("symbol", "sign", "arrow", "button", "zodiac sign", "geometric shape"),
-}
-
 
 @dataclass(frozen=True)
 class NamedColor:
@@ -191,6 +179,12 @@ def canonical_caption(concept: Concept, style_words: Words, language: str = "en"
     """The fixed caption used for evaluation: "a red heart, 3d style"."""
     x, n = concept.words(language)
     return _STYLED[language][0].format(x=x, n=n, s=style_words[language][0])
+
+
+def styled_template(concept: Concept) -> str:
+    """The canonical caption with {} for the style: "a red heart, {} style"."""
+    x, n = concept.words("en")
+    return _STYLED["en"][0].format(x=x, n=n, s="{}")
 
 
 def single_caption(

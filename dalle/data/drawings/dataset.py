@@ -58,7 +58,7 @@ class DrawingsDataset:
         drawings: the drawings of the split.
         styles: style of each drawing.
         concepts: concept of each drawing.
-        groups: group of each drawing: one of `captions.GROUPS` for emoji, the category for icons.
+        groups: group of each drawing: Unicode's group of emoji, the category for icons.
         one_color: whether each drawing has a single color that a caption may name.
 
     Raises:

@@ -120,7 +120,10 @@ class ContrastiveTask(Task):
     """
 
     def check_data(self, images: int, batch_size: int) -> None:
-        """Check that no batch must contain a pair twice, whose copies would be contrasted with each other."""
+        """Check that there are other pairs, and that no batch must contain one twice, to be contrasted with itself."""
+        if images < 2:
+            shown = f"{images} image{'s' * (images != 1)}"
+            raise ValueError(f"the data set has {shown}: pairs are contrasted with others; give 2 at least")
         if images < batch_size:
             raise ValueError(
                 f"run.batch_size is {batch_size}, and the data set has {images} images: each would be contrasted with "

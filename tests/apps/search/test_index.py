@@ -275,8 +275,11 @@ def test_query_weights_scale_text_embeddings(index: ImageIndex, clip: CLIP) -> N
     torch.testing.assert_close(got, total / total.norm(), atol=1e-5, rtol=0)
     with_text = index.query("a red heart", weights={"लाल दिल": -0.5})
     torch.testing.assert_close(with_text, got, atol=1e-5, rtol=0)
-    for weights in ({"a": 0.0}, {"a": float("nan")}):
-        with pytest.raises(ValueError, match="each must be a number other than 0"):
+    for scale in (1e-6, 1e30, 1e300):  # only their ratio counts
+        weights = {"a red heart": scale, "लाल दिल": -0.5 * scale}
+        torch.testing.assert_close(index.query(weights=weights), got, atol=1e-5, rtol=0)
+    for weights in ({"a": 0.0}, {"a": float("nan")}, {"a": math.inf}):
+        with pytest.raises(ValueError, match="each must be a finite number other than 0"):
             index.query(weights=weights)
 
 

@@ -46,6 +46,21 @@ def test_probabilities_equal_the_papers_formula(tiny_clip: CLIP) -> None:
     assert result.probabilities == sorted(result.probabilities, reverse=True)
 
 
+def test_a_label_has_the_sum_of_its_subclasses_shares(tiny_clip: CLIP) -> None:
+    kinds = {"shape": ["heart", "star", "square"], "animal": ["dog", "cat"]}
+    classifier = ZeroShotClassifier(tiny_clip, kinds, ["a {}", "{}"], subclasses=True)
+    one_by_one = ZeroShotClassifier(tiny_clip, [word for words in kinds.values() for word in words], ["a {}", "{}"])
+    image = Image.new("RGB", (8, 8), "red")
+    (result,), (words,) = classifier(image), one_by_one(image)
+    share = dict(zip(words.labels, words.probabilities, strict=True))
+    for label, value in zip(result.labels, result.probabilities, strict=True):
+        assert value == pytest.approx(sum(share[word] for word in kinds[label]), abs=1e-6)
+    (beside,) = classifier(image, threshold=0.0)
+    assert beside.none is not None and sum(beside.probabilities) + beside.none == pytest.approx(1)
+    single = {label: words[:1] for label, words in kinds.items()}
+    assert ZeroShotClassifier(tiny_clip, single, subclasses=True)(image) == ZeroShotClassifier(tiny_clip, single)(image)
+
+
 def test_classification_does_not_depend_on_the_batch(tiny_clip: CLIP, tmp_path: Path) -> None:
     images = [Image.effect_noise((20, 20), 10 * n).convert("RGB") for n in range(1, 6)]
     images[0].save(tmp_path / "a.png")
@@ -101,6 +116,8 @@ def test_label_files_are_read_and_wrong_ones_refused(tmp_path: Path) -> None:
             read_labels(file)
     with pytest.raises(ValueError, match="no such file"):
         read_labels(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="cannot be read .Is a directory.: expected one label per line"):
+        read_labels(tmp_path)
 
 
 def test_wrong_labels_and_templates_give_a_one_line_error(tiny_clip: CLIP) -> None:
@@ -115,6 +132,7 @@ def test_wrong_labels_and_templates_give_a_one_line_error(tiny_clip: CLIP) -> No
             synonyms_of(labels)
     for templates, message in (
         ("photo", "there is no set of templates 'photo'"),
+        ("", "there is no set of templates ''"),
         ("a {}", "to give a template itself"),
         ([], "no template"),
         (["a photo"], "expected {} once"),
@@ -166,3 +184,12 @@ def test_siglip_gives_each_label_its_own_probability() -> None:
     got = dict(zip(result.labels, result.probabilities, strict=True))
     assert got == pytest.approx({"heart": wanted[0], "star": wanted[1]}, abs=1e-5)
     assert result.none == pytest.approx((1 - wanted[0]) * (1 - wanted[1]), abs=1e-5)
+    # Of subclasses, the probability that any of them fits, exact also where it is tiny
+    with torch.no_grad():
+        siglip.logit_bias.fill_(-30.0)
+    words = siglip.encode_text(["heart", "star", "stars"]).detach() @ siglip.encode_image(red)[0].detach()
+    small = [1 / (1 + math.exp(30 - 10 * cosine)) for cosine in words.tolist()]
+    kinds = {"shape": ["heart", "star"], "many": ["stars"]}
+    (result,) = ZeroShotClassifier(siglip, kinds, ["{}"], subclasses=True)(Image.new("RGB", (8, 8), "red"))
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    assert got == pytest.approx({"shape": small[0] + small[1], "many": small[2]}, rel=1e-3)

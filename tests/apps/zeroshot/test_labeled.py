@@ -14,7 +14,7 @@ from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.confusion import confusion_image
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
-from dalle.data.drawings.captions import GROUPS
+from dalle.data.drawings.captions import STYLES, canonical_caption
 from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
 
@@ -67,10 +67,18 @@ def test_tables_with_class_names_or_numbers_are_read(tmp_path: Path) -> None:
 
 def test_emoji_are_labeled_by_style_group_or_name() -> None:
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
-    assert set(pairs.groups) <= set(GROUPS)
     by_style, by_group = (open_labeled_images("emoji", by, "test_block") for by in ("style", "group"))
     assert by_style.classes == pairs.styles and by_group.classes == pairs.groups
-    assert len(by_style.labels) == 7 and len(by_group.labels) == 8
+    assert len(by_style.labels) == 7 and len(by_group.labels) == 8 and set(pairs.groups) <= set(by_group.labels)
+    assert by_group.subclasses and not by_style.subclasses
+    # Told by what the training split shows, and by no other name
+    train = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "train", 128)
+    known = {concept.names["en"]: group for concept, group in zip(train.concepts, train.groups, strict=True)}
+    assert {word: group for group, words in by_group.labels.items() for word in words} == known
+    assert "a grinning face, {} style" in by_style.templates and 60 <= len(by_style.templates) <= 80
+    captions = {canonical_caption(c, STYLES[s]) for c, s in zip(train.concepts, train.styles, strict=True)}
+    noto = [template.replace("{}", *by_style.labels["noto"]) for template in by_style.templates]
+    assert len(captions.intersection(noto)) > 0.9 * len(noto)
     by_name = open_labeled_images("emoji", "name", "test_block")
     assert by_name.classes == [concept.names["en"] for concept in pairs.concepts]
     assert set(by_name.labels) == set(by_name.classes) and all(words == (n,) for n, words in by_name.labels.items())
