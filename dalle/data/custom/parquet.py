@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
+from dalle.data.custom.cells import parse_image_cell
 from dalle.data.custom.columns import caption_column, caption_fault, clean_captions, has_captions, image_column
-from dalle.data.custom.records import FileSpan, IndexedRecords, Record, Shard, Source
+from dalle.data.custom.records import IndexedRecords, Record, Shard, Source
+from dalle.data.custom.split_names import canonical_split
 from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
+from dalle.files import lfs_pointer
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time; each has its image's bytes in memory
@@ -179,45 +181,20 @@ class ArrowRecords(IndexedRecords):
         return clean_captions(value, lines=self.caption == "txt")
 
 
-def parse_image_cell(value: Any, folders: Sequence[Path] = ()) -> tuple[bytes | FileSpan | None, str | None]:
-    """The content of an image column's cell and None, or None and why it is not an image.
-
-    Args:
-        value: bytes, the path of a file, or a dict with "bytes" or "path", as Hugging Face datasets has it.
-        folders: folders of the tables, which relative paths start from; none for a data set of the hub.
-    """
-    if isinstance(value, dict):
-        content = value.get("bytes") or value.get("path")
-        if isinstance(content, str) and not folders:  # of a repository of the hub, or cached
-            return FileSpan(content), None
-        value = content
-    if isinstance(value, bytes):
-        return value, None
-    if not value:
-        return None, "there is no image"
-    if not isinstance(value, str):
-        return None, f"expected an image's bytes or path, got {type(value).__name__} {str(value)[:40]!r}"
-    if value.startswith(("http://", "https://")):
-        return None, f"its image is an address, {value[:60]!r}: download the images first, as by img2dataset"
-    for file in (os.path.join(folder, name) for folder in folders for name in (value, value.replace("\\", "/"))):
-        if os.path.isfile(file):
-            return FileSpan(file), None
-    return None, f"expected an image's bytes, or a path from the table's folder, got {value[:40]!r}"
-
-
 def parquet_source(
     files: list[Path], image: str | None, caption: str | None, key: str | None, captioned: bool = True
 ) -> TableSource:
-    """Open local Parquet files.
+    """Open local Parquet files; those without rows, which some tools write for the last shard, add nothing.
 
     Raises:
         ValueError: a file is not a complete Parquet file, has other columns than the first, or there are no rows.
     """
-    if not sum(row_count(file) for file in files):
+    filled = [file for file in files if row_count(file)]
+    if not filled:
         raise ValueError(
             f"{files[0]}: there are no rows in {'it' if len(files) == 1 else f'any of {len(files)} files'}"
         )
-
+    files = filled
     _check_columns(files)
 
     def load(stream: bool) -> Any:
@@ -259,6 +236,7 @@ def saved_source(
 
         found = datasets.load_from_disk(str(root))
     splits = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+    split = next((own for own in splits if canonical_split(own) == canonical_split(split)), split)
     if split not in splits:
         raise ValueError(
             f"{root} has no split {split!r}: there are {', '.join(map(str, splits))}; set data.split to one"
@@ -294,4 +272,5 @@ def row_count(file: Path) -> int:
         return parquet.read_metadata(file).num_rows
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is not a complete Parquet file ({reason}): copy it again or remove it") from error
+        what = lfs_pointer(file) or f"not a complete Parquet file ({reason}): copy it again or remove it"
+        raise ValueError(f"{file} is {what}") from error

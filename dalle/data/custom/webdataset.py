@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.columns import caption_column, caption_fault, clean_captions
+from dalle.data.custom.columns import CAPTIONS, caption_column, caption_fault, clean_captions, usual_name
 from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.data.custom.texts import parse_json
+from dalle.data.custom.walk import count_by_extension, log_ignored_once
+from dalle.files import lfs_pointer
 from dalle.images.read import EXTENSIONS
 
 # WebDataset's rule: the record's name, then everything after its first dot
@@ -73,17 +76,21 @@ class TarSource(Source):
 
     def rows(self) -> RecordIndex:
         """All records by index."""
-        return RecordIndex(record for shard in self.shards() for record in shard.records())
+        ignored = {file: Counter[str]() for file in self.files}
+        index = RecordIndex(record for file in self.files for record in self._records_in_utf8(file, ignored[file]))
+        for file, reasons in ignored.items():
+            log_ignored_once(file, reasons)
+        return index
 
     def shards(self, images: bool = True) -> list[Shard]:
         """The same records for sequential reading, shard by shard."""
         return [Shard(file.name, partial(self._records_in_utf8, file)) for file in self.files]
 
-    def _records_in_utf8(self, file: Path) -> Iterator[Record]:
-        return map(require_utf8, self._records(file))
+    def _records_in_utf8(self, file: Path, ignored: Counter[str] | None = None) -> Iterator[Record]:
+        return map(require_utf8, self._records(file, ignored))
 
-    def _records(self, file: Path) -> Iterator[Record]:
-        for group in _read_groups(file):
+    def _records(self, file: Path, ignored: Counter[str] | None) -> Iterator[Record]:
+        for group in _read_groups(file, ignored):
             if isinstance(group, str):
                 yield Record(file.name, fault=group)
                 continue
@@ -128,14 +135,15 @@ class TarSource(Source):
                 return texts[name], True
         entries = _entries(group)
         # Behind "json."
-        for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
-            if name in entries:
-                return entries[name], False
-        return None, False
+        own = usual_name(entries, CAPTIONS) if self.caption is None else self.caption[5:]
+        return entries.get(own), False
 
 
-def _read_groups(file: Path) -> Iterator[_Group | str]:
-    """Yield the records of a shard; a str, if any, comes last and says why reading ended early."""
+def _read_groups(file: Path, ignored: Counter[str] | None = None) -> Iterator[_Group | str]:
+    """Yield the records of a shard; a str, if any, comes last and says why reading ended early.
+
+    Members that are neither images nor texts are counted in `ignored`, by reason.
+    """
     group, fault, end = _Group(""), None, 0
     try:
         with tarfile.open(file, "r:") as tar:  # without compression, or there would be no byte ranges
@@ -143,6 +151,8 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
                 end = tar.offset  # past this member and its padding
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
+                    if ignored is not None:
+                        ignored.update(_reason(member))
                     continue
                 # The same name may be composed or decomposed
                 name, ending = normalize("NFC", named[1]), named[2].lower()
@@ -157,10 +167,12 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
                     content = tar.extractfile(member)
                     assert content is not None
                     group.texts[ending] = content.read()
+                elif ignored is not None:
+                    ignored.update(count_by_extension([Path(member.name)]))
         if not _has_end_marker(file, end):
             fault = f"the tar file is truncated or damaged after record {group.name!r}"
     except tarfile.TarError as error:
-        fault = f"the tar file is damaged, or is compressed: unpack it to .tar ({error})"
+        fault = f"the tar file is {lfs_pointer(file) or f'damaged, or is compressed: unpack it to .tar ({error})'}"
     except OSError as error:
         fault = f"the tar file cannot be read ({error})"
     # A file that is cut off belongs to the last group, which would be an image half gray: it is dropped
@@ -169,6 +181,13 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
         yield group
     if fault is not None:
         yield fault
+
+
+def _reason(member: tarfile.TarInfo) -> list[str]:
+    """Why a member is not used that is no file with an extension; none if it is hidden or a folder, as in folders."""
+    if member.isdir() or member.name.rpartition("/")[2].startswith("."):
+        return []
+    return ["links"] if member.issym() or member.islnk() else ["files without an extension"]
 
 
 def _size(file: Path) -> int:
