@@ -56,11 +56,20 @@ def _log_long(start: str, length: int) -> None:
     log.warning("a caption of %s characters is cut to %s: %r...", f"{length:,}", f"{_MAX_CHARS:,}", start)
 
 
-def caption_fault(value: Any) -> str | None:
-    """Why no caption is left of a value: what it is in place of text; None if it is text, a number or nothing."""
+def read_captions(value: Any, lines: bool = False) -> tuple[tuple[str, ...], str | None]:
+    """The captions of `clean_captions`, or none and why, where it is more than that there is no text."""
+    try:
+        captions = clean_captions(value, lines)
+    except UnicodeDecodeError as error:
+        return (), f"its captions cannot be read ({error})"
+    return captions, None if captions else _fault(value)
+
+
+def _fault(value: Any) -> str | None:
+    """What a value without captions is in place of text; None if it is text, a number or nothing."""
     values = value if isinstance(value, (list, tuple)) else [value]
     wrong = [each for each in values if isinstance(each, (bool, dict, list, tuple))]
-    if not wrong or clean_captions(value):
+    if not wrong:
         return None
     shown = repr(wrong[0])
     return (

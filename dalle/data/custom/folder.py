@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.custom.annotations import IN_PARQUET, TABLES, read_caption_table
-from dalle.data.custom.columns import CAPTIONS, caption_fault, clean_captions, usual_name
+from dalle.data.custom.columns import CAPTIONS, read_captions, usual_name
 from dalle.data.custom.listed import ListedImages, key_of
 from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.records import EMPTY, FileSpan, Record, RecordIndex, Shard, Source, require_utf8
-from dalle.data.custom.texts import parse_json
+from dalle.data.custom.texts import decode_text, parse_json
 from dalle.data.custom.walk import count_by_extension, describe_ignored, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 
@@ -129,11 +129,11 @@ class _SidecarCaptions:
         self.used.append(text)
         try:
             is_json, content = extension(text) == ".json", text.read_bytes()
-            value = self._entry(content) if is_json else content
-            captions = clean_captions(value, lines=not is_json)
+            value = self._entry(content) if is_json else decode_text(content)
+            captions, fault = read_captions(value, lines=not is_json)
         except (OSError, ValueError) as error:  # invalid JSON or UTF-8
-            return Record(key, fault=f"{text.name} cannot be read ({error})")
-        return Record(key, captions, FileSpan(str(image)), None, caption_fault(value))
+            captions, fault = (), f"{text.name} cannot be read ({error})"
+        return Record(key, captions, FileSpan(str(image)), None, fault)
 
     def _entry(self, content: bytes) -> Any:
         entries = parse_json(content)
@@ -151,7 +151,7 @@ def no_images(root: Path, files: list[Path], *readable: str) -> ValueError:
     """The error for a folder without images, with what is there in their place."""
     there = describe_ignored(count_by_extension(files))
     expected = f"expected {', '.join(EXTENSIONS)}{''.join(f', {other}' for other in readable)} files in it"
-    embedded = f"; {IN_PARQUET}" if any(extension(file) in TABLES[:-1] for file in files) else ""
+    embedded = f"; {IN_PARQUET}" if any(extension(file) in (".csv", ".tsv", ".jsonl") for file in files) else ""
     return ValueError(f"{root} holds no images: {expected}{f'; found {there}' if there else ''}{embedded}")
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 from dalle.data.custom.columns import IMAGES, usual_name
 from dalle.data.custom.folder import has_sidecar_captions
 from dalle.data.custom.metadata import is_metadata
+from dalle.data.custom.parquet import is_saved
 from dalle.data.custom.split_names import canonical_split, format_splits, split_of_file, split_of_folders
 from dalle.data.custom.walk import count_by_extension, extension, log_once, walk
 from dalle.images.read import EXTENSIONS
@@ -53,7 +54,7 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
     Raises:
         ValueError: the folder has splits but not this one, or has none and `split` is not "train".
     """
-    if (root / "dataset_dict.json").is_file() or all((root / n).is_file() for n in ("dataset_info.json", "state.json")):
+    if is_saved(root):
         return Layout("saved", [], Counter())
     found = walk(root)
     files, ignored = found.files, found.ignored
@@ -80,11 +81,11 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
         kind, chosen = ("tar", tars) if tars else ("parquet", tables)
     if kind == "images":
         hindrance = "" if folders else _beside_splits(root, files)
-        if hindrance:
-            log_once(f"{root}: all of its folders are trained on, as splits need {hindrance}")
         if not folders and canonical_split(split) != "train":
             expected = hindrance or f"folders train/, {split}/, ... with images in them"
             raise ValueError(f"{root} has no split {split!r}: expected {expected}")
+        if hindrance:
+            log_once(f"{root}: all of its folders are trained on, as splits need {hindrance}")
         return Layout(kind, files, +ignored, others)  # `+` drops reasons that did not occur
     if not folders:
         chosen, passed_over = _select_split(root, chosen, split)

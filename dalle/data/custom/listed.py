@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.custom.annotations import IN_PARQUET, CaptionTable
-from dalle.data.custom.columns import caption_column, caption_fault, clean_captions, has_captions, usual_name
+from dalle.data.custom.columns import caption_column, has_captions, read_captions, usual_name
 from dalle.data.custom.metadata import read_rows
 from dalle.data.custom.records import FileSpan, Record
 from dalle.data.custom.walk import normalized_name
@@ -101,12 +101,9 @@ class ListedImages:
         ]
 
     def _add(self, image: Path, value: Any, fault: str | None = None) -> None:
-        try:
-            captions = clean_captions(value)
-        except UnicodeDecodeError as error:
-            captions, fault = (), f"its caption cannot be read ({error})"
+        captions, found = read_captions(value)
         self.captions.setdefault(image, []).extend(captions)
-        self.faults[image] = fault or caption_fault(value)
+        self.faults[image] = fault or found
 
     def _find(self, folder: Path, name: str) -> Path | None:
         """The image that a row names, whatever its Unicode normalization or path separators; None if missing."""

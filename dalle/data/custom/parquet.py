@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from dalle.data.custom.cells import parse_image_cell
-from dalle.data.custom.columns import caption_column, caption_fault, clean_captions, has_captions, image_column
+from dalle.data.custom.columns import caption_column, has_captions, image_column, read_captions
 from dalle.data.custom.records import IndexedRecords, Record, Shard, Source
 from dalle.data.custom.split_names import canonical_split
 from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
@@ -108,8 +108,8 @@ class TableSource(Source):
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None or chunk[key][at] is None else str(chunk[key][at])
                 content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at], self.folders)
-                cleaned = clean_captions(captions, lines=caption == "txt")
-                yield Record(own, cleaned, content, fault, caption_fault(captions))
+                cleaned, missing = read_captions(captions, lines=caption == "txt")
+                yield Record(own, cleaned, content, fault, missing)
                 row += 1
 
     def _image(self, names: list[str]) -> str:
@@ -165,20 +165,20 @@ class ArrowRecords(IndexedRecords):
         """The record at index `row`."""
         found = self.table[row]
         image, fault = parse_image_cell(found[self.image], self.folders)
-        wrong = None if self.caption is None else caption_fault(found[self.caption])
-        return Record(self.keys[row], self._captions(found), image, fault, wrong)
+        captions, missing = self._captions(found)
+        return Record(self.keys[row], captions, image, fault, missing)
 
     def captions(self, row: int) -> tuple[str, ...]:
         """The captions of a record, without reading its image."""
-        return () if self.texts is None else self._captions(self.texts[row])
+        return () if self.texts is None else self._captions(self.texts[row])[0]
 
-    def _captions(self, found: dict[str, Any]) -> tuple[str, ...]:
+    def _captions(self, found: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
         if self.caption is None:
-            return ()
+            return (), None
         value = found[self.caption]
         if self.classes is not None and isinstance(value, int):
             value = self.classes[value] if value >= 0 else None  # -1 stands for an unknown class
-        return clean_captions(value, lines=self.caption == "txt")
+        return read_captions(value, lines=self.caption == "txt")
 
 
 def parquet_source(
@@ -221,6 +221,13 @@ def hub_source(
             return datasets.load_dataset(name, split=split, streaming=stream)
 
     return TableSource(load, f"{name} (not a local folder, so taken as a hub id)", [], image, caption, key, captioned)
+
+
+def is_saved(root: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of Hugging Face datasets."""
+    return (root / "dataset_dict.json").is_file() or all(
+        (root / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
 
 
 def saved_source(

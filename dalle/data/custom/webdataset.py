@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.columns import CAPTIONS, caption_column, caption_fault, clean_captions, usual_name
+from dalle.data.custom.columns import CAPTIONS, caption_column, read_captions, usual_name
 from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.data.custom.texts import parse_json
-from dalle.data.custom.walk import count_by_extension, log_ignored_once
+from dalle.data.custom.walk import count_by_extension, describe_ignored, log_ignored_once
 from dalle.files import lfs_pointer
 from dalle.images.read import EXTENSIONS
 
@@ -51,7 +51,7 @@ class TarSource(Source):
         captioned: whether captions are required.
 
     Raises:
-        ValueError: the first shard holds no images, or not the requested captions.
+        ValueError: the first shard holds no images, or not the requested captions; or no shard holds any record.
     """
 
     def __init__(self, files: list[Path], image: str | None, caption: str | None, captioned: bool = True):
@@ -62,6 +62,7 @@ class TarSource(Source):
             raise ValueError(
                 f"{files[0]} holds no images among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
             )
+        _require_records(files)
         columns = dict.fromkeys(column for group in first for column in (*group.images, *_columns(group)))
         if image is not None and image not in columns:
             raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
@@ -108,12 +109,12 @@ class TarSource(Source):
                 fault=f"{', '.join(plain[:3])} are images of one record, because a name ends at its first dot: "
                 "choose one with data.image, or rename the files",
             )
+        image = group.images[self.image if self.image in group.images else plain[0]]
         try:
-            image = group.images[self.image if self.image in group.images else plain[0]]
-            value, lines = self._captions(group)
-            return Record(key, clean_captions(value, lines), image, None, caption_fault(value) or self._missing(group))
-        except ValueError as error:  # invalid JSON or UTF-8
-            return Record(key, fault=f"its captions cannot be read ({error})")
+            captions, fault = read_captions(*self._captions(group))
+        except ValueError as error:  # invalid JSON
+            captions, fault = (), f"its captions cannot be read ({error})"
+        return Record(key, captions, image, None, fault or self._missing(group))
 
     def _has_caption(self, group: _Group) -> bool:
         """Whether an image of a group has a caption, or a fault with a better reason than that it has none."""
@@ -181,6 +182,19 @@ def _read_groups(file: Path, ignored: Counter[str] | None = None) -> Iterator[_G
         yield group
     if fault is not None:
         yield fault
+
+
+def _require_records(files: list[Path]) -> None:
+    """Refuse shards of which none has a record, not even a broken one.
+
+    Raises:
+        ValueError: so it is; the message says what is there.
+    """
+    ignored = Counter[str]()
+    if all(next(_read_groups(file, ignored), None) is None for file in files):
+        there = f"; found {describe_ignored(ignored)}" if ignored else ""
+        where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+        raise ValueError(f"{where}: no images: expected 000.jpg, 000.txt, ... in the tar{there}")
 
 
 def _reason(member: tarfile.TarInfo) -> list[str]:
