@@ -137,7 +137,7 @@ class TarSource(Source):
         entries = _entries(group)
         # Behind "json."
         own = usual_name(entries, CAPTIONS) if self.caption is None else self.caption[5:]
-        return entries.get(own), False
+        return None if own is None else entries.get(own), False
 
 
 def _read_groups(file: Path, ignored: Counter[str] | None = None) -> Iterator[_Group | str]:
