@@ -157,6 +157,7 @@ def _plain(result: Prediction) -> dict[str, Any]:
 
 def _table(result: Prediction, warns: bool) -> str:
     from dalle.apps.zeroshot.classifier import DOUBTFUL
+    from dalle.files import printable
 
     rows = zip(result.labels, result.probabilities, strict=True)
     lines = [f"  {value:7.2%}  {label}" for label, value in rows]
@@ -164,4 +165,4 @@ def _table(result: Prediction, warns: bool) -> str:
         lines = [f"  {result.none:7.2%}  none of these"]
     elif warns and result.none is not None and result.none > DOUBTFUL:
         lines.append(f"  perhaps none of these: words for other things fit better ({result.none:.2%})")
-    return "\n".join([result.image, *lines])
+    return "\n".join([printable(result.image), *lines])

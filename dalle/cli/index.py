@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search import ImageIndex
     from dalle.apps.search.export import export
     from dalle.apps.search.store import Source
-    from dalle.files import check_file, check_folder
+    from dalle.files import check_file, check_folder, printable
 
     if args.export is not None:
         check_file(args.export, "--export")
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
             )
         result |= vars(report)
         for reason in report.broken[:_SHOWN]:
-            print(f"dalle index: skipped {reason}", file=sys.stderr)
+            print(f"dalle index: skipped {printable(reason)}", file=sys.stderr)
         if len(report.broken) > _SHOWN:
             print(f"dalle index: and {len(report.broken) - _SHOWN} more; --json names them", file=sys.stderr)
     else:

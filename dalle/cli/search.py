@@ -225,7 +225,12 @@ def _shown(image: str) -> str:
 
 
 def _table(hits: list[Hit]) -> str:
+    from dalle.files import printable
+
     # The first of several captions: a row is a line
     captions = (hit.caption.partition("\n")[0] for hit in hits)
-    rows = (f"{hit.likeness:7.4f}  {hit.path}  {caption}".rstrip() for hit, caption in zip(hits, captions, strict=True))
+    rows = (
+        f"{hit.likeness:7.4f}  {printable(hit.path)}  {caption}".rstrip()
+        for hit, caption in zip(hits, captions, strict=True)
+    )
     return "\n".join(rows)

@@ -105,7 +105,7 @@ def _emoji(by: str, split: str) -> LabeledImages:
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
         for index in range(len(pairs))
     ]
-    names = list(classes[by])
+    names: list[str | None] = list(classes[by])
     if by == "name":
         return LabeledImages(records, names, {name: (name,) for name in dict.fromkeys(own)}, "emoji-en")
     # What a CLIP of the emoji knows: the things of the training split, in the order of Unicode's list

@@ -1,6 +1,7 @@
 """Files and where they come from: shipped folders, atomic writes, hashes, locks, JSON of others, ids of the hub."""
 
 from dalle.files.json_text import RepeatedName, parse_json
+from dalle.files.lfs import lfs_pointer
 from dalle.files.local import (
     CHECKOUT,
     ROOT,
@@ -27,6 +28,7 @@ __all__ = [
     "check_file",
     "check_folder",
     "install_command",
+    "lfs_pointer",
     "naming",
     "parse_json",
     "printable",

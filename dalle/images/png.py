@@ -1,4 +1,4 @@
-"""PNG files with metadata on how they were generated."""
+"""PNG files with metadata on how they were generated, and those of others without their metadata."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from dalle.files import atomic_file
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The chunks that pixels are made of, and the orientation, whose faults are passed over elsewhere
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 
 
 def write_png(image: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
@@ -37,6 +41,19 @@ def generation_texts(
         "model": model_hash,
         "Software": software,
     }
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """The PNG file without chunks that its pixels do not need, such as texts and profiles; None if it is no PNG."""
+    if not data.startswith(_SIGNATURE):
+        return None
+    kept, at = [_SIGNATURE], len(_SIGNATURE)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, type and checksum around the content
+        if data[at + 4 : at + 8] in _PIXELS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _metadata(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:

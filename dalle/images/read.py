@@ -9,17 +9,21 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dalle.files import lfs_pointer
+from dalle.images.png import without_metadata
 from dalle.images.transforms import REDUCING_GAP, Box, resize, to_rgb
 
 Crop = Literal["center", "random", "pad"]
+_T = TypeVar("_T")
 
 MAX_PIXELS = 2**26  # 8192 x 8192; checked in the header, before anything is decoded
 EXTENSIONS = (
@@ -94,8 +98,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         UnreadableImage: they are no image, only a part of one, or it has more pixels than `max_pixels`.
     """
-    with _open(data, max_pixels) as image:
-        return _load(image)
+    return _despite_metadata(data, partial(_decode, max_pixels=max_pixels))
 
 
 def square_image(data: bytes, size: int, crop: Crop = "center", share: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -120,6 +123,40 @@ def square_image(data: bytes, size: int, crop: Crop = "center", share: float = 1
         UnreadableImage: the bytes are no image or a truncated one; it has more than 8192 x 8192 pixels, or 32 bits per
             channel, whose range is undefined; or it is so elongated that nothing would be left when padded.
     """
+    return _despite_metadata(data, partial(_square_pixels, size=size, crop=crop, share=share, seed=seed))
+
+
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height from the header of an image file, before EXIF rotation."""
+    return _despite_metadata(data, _dimensions)
+
+
+def _despite_metadata(data: bytes, read: Callable[[bytes], _T]) -> _T:
+    """Read an image; a PNG that Pillow refuses is tried again without its texts and profiles, which may be broken."""
+    try:
+        return read(data)
+    except UnreadableImage:
+        pixels = without_metadata(data)
+        if pixels is None or len(pixels) == len(data):
+            raise
+        try:
+            return read(pixels)
+        except UnreadableImage:
+            pass  # the pixels are broken as well: the reason is that of the whole file
+        raise
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    with _open(data, max_pixels) as image:
+        return _load(image)
+
+
+def _dimensions(data: bytes) -> tuple[int, int]:
+    with _open(data) as image:
+        return image.size
+
+
+def _square_pixels(data: bytes, size: int, crop: Crop, share: float, seed: int) -> np.ndarray:
     with _open(data) as image:
         x, y, part = _square(crop, share, seed)
         side = max(image.size) if crop == "pad" else part * min(image.size)  # in pixels of the file
@@ -132,12 +169,6 @@ def square_image(data: bytes, size: int, crop: Crop = "center", share: float = 1
             raise UnreadableImage(f"{rgb.width} x {rgb.height} pixels leave nothing to see when padded to a square")
         return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, "white"))
     return np.asarray(resize(rgb, size, size, box=_box(rgb.size, x, y, part)))
-
-
-def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height from the header of an image file, before EXIF rotation."""
-    with _open(data) as image:
-        return image.size
 
 
 @contextmanager
@@ -203,6 +234,9 @@ def _describe_content(data: bytes) -> str:
     """Why no reader recognized the file."""
     if not data:
         return "the file is empty"
+    pointer = lfs_pointer(data)
+    if pointer is not None:
+        return f"the file is {pointer}"
     for name, start in _OTHER_FORMATS.items():
         if re.match(start, data, re.DOTALL):
             return f"it is a {name} file, which is not read: convert it"

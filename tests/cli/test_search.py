@@ -92,6 +92,22 @@ def test_wrong_options_give_a_one_line_error(
     assert message in error and error.count("\n") == 1
 
 
+def test_control_characters_of_names_are_printed_as_escapes(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, index = tmp_path / "photos", str(tmp_path / "index")
+    folder.mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "a\n\x1b[31m.png")
+    (folder / "b\n.png").write_bytes(b"no image")
+    clip = ["--clip", str(tiny_parts / "clip"), "--device", "cpu"]
+    assert main(["classify", str(folder), "--labels", "cat,dog", *clip]) == 0
+    assert main(["index", str(folder), "--out", index, *clip]) == 0
+    assert main(["search", index, "a", *clip]) == 0
+    said = capsys.readouterr()
+    assert said.out.count(f"{folder}/a\\n\\x1b[31m.png") == 2 and said.err.count("b\\n.png: ") == 2
+    assert "\x1b" not in said.out + said.err
+
+
 def test_classify_says_when_labels_hardly_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The built-in CLIP, on an image that is neither: the best of two labels has 98 % of what both have."""
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")

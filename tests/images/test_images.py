@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
 from dalle.images import grid as images
 from dalle.images.grid import font_for, labeled_columns, labeled_grid, split_to_pages
 from dalle.images.png import write_png
-from dalle.images.read import read_image, square_image
+from dalle.images.read import dimensions, read_image, square_image
 
 
 def test_png_metadata_of_any_script_reads_back(tmp_path: Path) -> None:
@@ -72,6 +74,37 @@ def test_broken_metadata_is_ignored(tmp_path: Path, exif: bytes) -> None:
     image.save(tmp_path / "a.png", exif=exif or None)
     assert ImageChops.difference(read_image(tmp_path / "a.png"), image).getbbox() is None
     assert square_image((tmp_path / "a.png").read_bytes(), 16).shape == (16, 16, 3)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+LONG = zlib.compress(b"a" * 3_000_000)  # Pillow refuses texts and profiles of more than a megabyte
+METADATA = {
+    "long text": chunk(b"zTXt", b"workflow\0\0" + LONG),
+    "long text in Unicode": chunk(b"iTXt", b"workflow\0\1\0\0\0" + LONG),
+    "long color profile": chunk(b"iCCP", b"profile\0\0" + LONG),
+    "unknown compression": chunk(b"zTXt", b"workflow\0\7x"),
+    "short": b"".join(chunk(kind, b"") for kind in (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"acTL", b"fcTL")),
+    "wrong checksum": chunk(b"tEXt", b"a\0b")[:-4] + bytes(4),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_pngs_with_broken_or_large_metadata_are_read(name: str, tmp_path: Path) -> None:
+    """Of a whole PNG the pixels are read, whatever is in its other chunks; of a cut one the reason is told."""
+    image = Image.effect_noise((16, 16), 60).convert("RGB")
+    image.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    content = content[:33] + METADATA[name] + content[33:]  # behind the header
+    (tmp_path / "a.png").write_bytes(content)
+    assert ImageChops.difference(read_image(tmp_path / "a.png"), image).getbbox() is None
+    assert square_image(content, 16).shape == (16, 16, 3)
+    assert dimensions(content) == (16, 16)
+    (tmp_path / "a.png").write_bytes(content[:-200])
+    with pytest.raises(ValueError, match=r"a\.png: the (image cannot be decoded|file is not an image)"):
+        read_image(tmp_path / "a.png")
 
 
 def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:

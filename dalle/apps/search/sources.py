@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
+from dalle.data.custom.cells import parse_image_cell
 from dalle.data.custom.columns import image_column
 from dalle.data.custom.folder import FolderSource, count_unsupported, no_images
 from dalle.data.custom.open_source import expand_pattern, is_hub_id
-from dalle.data.custom.parquet import hub_source, parquet_source, parse_image_cell
+from dalle.data.custom.parquet import hub_source, is_saved, parquet_source, saved_source
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record
 from dalle.data.custom.walk import log_ignored, walk
 from dalle.data.custom.webdataset import TarSource
@@ -27,8 +28,8 @@ class Item:
     """An image that is there, before anything of it is read.
 
     Attributes:
-        path: what it is called: its file, FILE.tar/NAME, FILE.parquet/ROW or owner/name/ROW.
-        file, offset, size: where its bytes are; of a table the file, or the hub's name.
+        path: what it is called: its file, FILE.tar/NAME, FILE.parquet/ROW, FOLDER/SPLIT/ROW or owner/name/SPLIT/ROW.
+        file, offset, size: where its bytes are; of a table the file, the folder, or the hub's name.
         row: of a table, in the file; -1 elsewhere.
         stamp: differs once the file has been changed.
         rows, number: what reads it.
@@ -109,6 +110,10 @@ def read_item(row: dict[str, object], source: Source) -> Record:
     if is_hub_id(file):
         return hub_source(file, source.split, source.image, source.caption, None, False).rows().record(number)
     try:
+        if is_saved(Path(file)):
+            return (
+                saved_source(Path(file), source.split, source.image, source.caption, None, False).rows().record(number)
+            )
         with parquet.ParquetFile(file) as table:
             column = image_column(source.image, table.schema_arrow.names, file)
             for group in range(table.num_row_groups):
@@ -118,12 +123,15 @@ def read_item(row: dict[str, object], source: Source) -> Record:
                     image, fault = parse_image_cell(found, [Path(file).parent])
                     return Record(path, image=image, fault=fault)
                 number -= count
-    except (OSError, ValueError) as error:  # gone, or no longer the table that it was
+    except (OSError, ValueError, IndexError) as error:  # gone, or no longer the table that it was
         return Record(path, fault=f"its file cannot be read ({error})")
     return Record(path, fault="the file has not so many rows any more")
 
 
 def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
+    if is_saved(root):
+        yield from _of_saved(root, source)
+        return
     found = walk(root)
     files = found.files
     by_ending = {ending: [file for file in files if file.suffix.lower() == ending] for ending in (".parquet", ".tar")}
@@ -175,6 +183,13 @@ def _of_hub(source: Source) -> Iterator[Item | str]:
     stamp = f"{source.split} {rows.table._fingerprint}"  # changes with the data
     for row in range(len(rows)):
         yield Item(f"{source.path}/{source.split}/{row}", source.path, 0, -1, row, stamp, rows, row, 0)
+
+
+def _of_saved(root: Path, source: Source) -> Iterator[Item | str]:
+    rows = saved_source(root, source.split, source.image, source.caption, None, False).rows()
+    stamp = f"{source.split} {rows.table._fingerprint}"
+    for row in range(len(rows)):
+        yield Item(f"{root}/{source.split}/{row}", str(root), 0, -1, row, stamp, rows, row, 0)
 
 
 def _stamp(file: str) -> str:

@@ -85,6 +85,8 @@ def update(
         known = _StoredVectors(old, store.open_segments(folder, clip_hash))
         indexed = [item for item in items if item in known]
         if not indexed:
+            if not broken:
+                raise ValueError(f"no images in {', '.join(source.path for source in wanted)}")
             raise ValueError(f"none of {len(items) or len(broken)} images can be read: {broken[0]}")
         made = Manifest(clip_name, clip_hash, dimensions, len(indexed), wanted, ("", 0), None, 1)
         if there is not None:

@@ -14,12 +14,11 @@ from torch import Tensor
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.stored_state import stored_state, strip_wrappers
 from dalle.checkpoints.tensors import stored_tensors
-from dalle.files import sha256
+from dalle.files import lfs_pointer, sha256
 
 _INDEX = ".index.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _READ = (".safetensors", *PICKLES)
-_POINTER = b"version https://git-lfs"
 _LONGEST = 255  # bytes of a file name
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 _ORIGINAL = "give the original weights; --dtype int8 stores them in 8 bits while it loads them"
@@ -86,11 +85,12 @@ def reject_unreadable(file: Path) -> None:
     if not file.is_file():
         return
     with file.open("rb") as handle:
-        start = handle.read(len(_POINTER))
-    if start.startswith(b"GGUF"):  # its magic number
+        start = handle.read(4)
+    if start == b"GGUF":  # its magic number
         raise ValueError(f"{file} is a GGUF file (llama.cpp), which is not supported: {_ORIGINAL}")
-    if start == _POINTER:
-        raise ValueError(f"{file} is a pointer of Git LFS in place of the file itself: `git lfs pull` in its folder")
+    pointer = lfs_pointer(file)
+    if pointer is not None:
+        raise ValueError(f"{file} is {pointer}")
 
 
 def reject_packed(names: Iterable[str]) -> None:

@@ -107,7 +107,13 @@ def _read_zip(file: Path) -> Any:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         # One folder, whose name is free
-        (main,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+        pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise RefusedError(
+                f"is a ZIP archive with {len(pickles)} members NAME/data.pkl, and torch.save writes one: "
+                "give the file of the weights"
+            )
+        main = pickles[0]
         folder = main.removesuffix("data.pkl")
         # Nothing is decompressed: torch stores members uncompressed, and a small archive could declare terabytes.
         most = min(MAX_PICKLE_BYTES, file.stat().st_size)

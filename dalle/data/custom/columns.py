@@ -13,19 +13,21 @@ from dalle.data.custom.texts import decode_text
 log = logging.getLogger(__name__)
 
 CAPTIONS = ("caption", "captions", "text", "texts", "txt")
-IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img")
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "images")
 
 _MAX_CHARS = 10_000  # of a caption
 _SHOWN = 40  # characters of a wrong caption that a message quotes
 _MAX_NAMED = 1000  # long captions of which each is named once
+# Control characters that are no white space become spaces. A byte order mark in a text is left over from joined files.
+_UNPRINTABLE = dict.fromkeys((*range(9), *range(14, 28), *range(127, 133), *range(134, 160)), " ") | {0xFEFF: None}
 
 
 def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     """Parse and clean the captions of a record; every source uses this function.
 
-    Bytes are decoded as UTF-8, or UTF-16 if they begin with its byte order mark. Numbers become text. Values that are
-    not text, blank captions and duplicates are dropped; runs of white space become single spaces. A caption of more
-    than 10,000 characters is cut there, at a space: a model reads tens of tokens, and BPE of megabytes takes minutes.
+    Bytes are decoded by `decode_text`. Numbers become text. Values that are not text, blank captions and duplicates
+    are dropped; runs of white space and control characters become single spaces. A caption of more than 10,000
+    characters is cut there, at a space: a model reads tens of tokens, and BPE of megabytes takes minutes.
 
     Args:
         value: a caption, or a list of captions.
@@ -38,8 +40,7 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     texts = [text for each in values if (text := _text(each)) is not None]
     if lines:
         texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
-    # A byte order mark inside a text is left over from joined files
-    cleaned = (_shortened(" ".join(text.replace("\ufeff", "").split())) for text in texts)
+    cleaned = (_shortened(" ".join(text.translate(_UNPRINTABLE).split())) for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))
 
 
@@ -55,11 +56,20 @@ def _log_long(start: str, length: int) -> None:
     log.warning("a caption of %s characters is cut to %s: %r...", f"{length:,}", f"{_MAX_CHARS:,}", start)
 
 
-def caption_fault(value: Any) -> str | None:
-    """Why no caption is left of a value: what it is in place of text; None if it is text, a number or nothing."""
+def read_captions(value: Any, lines: bool = False) -> tuple[tuple[str, ...], str | None]:
+    """The captions of `clean_captions`, or none and why, where it is more than that there is no text."""
+    try:
+        captions = clean_captions(value, lines)
+    except UnicodeDecodeError as error:
+        return (), f"its captions cannot be read ({error})"
+    return captions, None if captions else _fault(value)
+
+
+def _fault(value: Any) -> str | None:
+    """What a value without captions is in place of text; None if it is text, a number or nothing."""
     values = value if isinstance(value, (list, tuple)) else [value]
     wrong = [each for each in values if isinstance(each, (bool, dict, list, tuple))]
-    if not wrong or clean_captions(value):
+    if not wrong:
         return None
     shown = repr(wrong[0])
     return (
@@ -87,7 +97,13 @@ def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
 
 def has_captions(wanted: str | None, names: Iterable[str]) -> bool:
     """Whether a caption column was requested, or one with a usual name exists."""
-    return wanted is not None or not set(CAPTIONS).isdisjoint(names)
+    return wanted is not None or usual_name(names, CAPTIONS) is not None
+
+
+def usual_name(names: Iterable[str], usual: Iterable[str]) -> str | None:
+    """The name of a column that comes first among the `usual` ones, without regard to case; None if there is none."""
+    there = {name.strip().lower(): name for name in reversed(list(names))}  # of Text and text, the first
+    return next((there[name] for name in usual if name in there), None)
 
 
 def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:
@@ -108,9 +124,9 @@ def _column(
         if wanted not in names:
             raise ValueError(f"{where} has no column {wanted!r}: {there}; set data.{option} to one of them")
         return wanted
-    found = [name for name in usual if name in names]
-    if not found:
+    found = usual_name(names, usual)
+    if found is None:
         raise ValueError(
             f"{where} has no column with a usual name for {what} ({', '.join(usual)}): {there}; set data.{option}"
         )
-    return found[0]
+    return found

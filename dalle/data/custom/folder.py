@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dalle.data.custom.columns import CAPTIONS, caption_column, caption_fault, clean_captions, has_captions
-from dalle.data.custom.metadata import file_name_column, is_metadata, read_rows
+from dalle.data.custom.annotations import IN_PARQUET, TABLES, read_caption_table
+from dalle.data.custom.columns import CAPTIONS, read_captions, usual_name
+from dalle.data.custom.listed import ListedImages, key_of
+from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.records import EMPTY, FileSpan, Record, RecordIndex, Shard, Source, require_utf8
-from dalle.data.custom.texts import parse_json
+from dalle.data.custom.texts import decode_text, parse_json
 from dalle.data.custom.walk import count_by_extension, describe_ignored, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 
 _TEXTS = (".txt", ".caption")  # extensions of sidecar files
-_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet")  # of files that may hold captions of all images
 _STATISTICS = "_stats.json"  # written by img2dataset beside its shards
 
 
 class FolderSource(Source):
     """The images listed by metadata files or, without one, all images with a sidecar NAME.txt (or .caption, .json).
 
-    A record's key is the image's path within the folder.
+    If there are neither, tables of captions under other names are read, such as COCO's annotations. A record's key is
+    the image's path within the folder.
 
     Args:
         root: the folder.
@@ -51,22 +52,27 @@ class FolderSource(Source):
     ):
         metadata = [file for file in files if is_metadata(file)]
         images = [file for file in files if extension(file) in EXTENSIONS]
-        sidecars = _SidecarCaptions(files, caption)
-        if not captioned:
-            records = _all_images(root, metadata, files, images, caption, sidecars)
-        elif metadata:
-            records = _read_metadata(root, metadata, files, caption, others=others)
-        elif not images:
+        sidecars, listed = _SidecarCaptions(files, caption), ListedImages(root, files, others)
+        if not images and not (metadata and captioned):
             raise no_images(root, files, ".parquet", ".tar")
-        else:
+        for file in metadata:
+            listed.add_metadata(file, caption, captioned)
+        records = listed.records()
+        if not metadata:
             records = [sidecars.record(root, image) for image in images]
             if not any(record.captions for record in records):
-                raise _no_captions(root, files, images, sidecars, records)
+                tables = _add_tables(listed, files, sidecars, caption)
+                if captioned and not tables:
+                    raise _no_captions(root, files, images, sidecars, records)
+                records, metadata = listed.records(), tables
+        if not captioned:
+            records = _with_all_images(root, listed.records(), images, sidecars)
         self.index = RecordIndex(map(require_utf8, records))
         taken = {record.image.file for record in records if isinstance(record.image, FileSpan)}
         self.ignored = _count_ignored(
             files, taken | {str(file) for file in (*metadata, *sidecars.used)}, bool(metadata)
         )
+        self.ignored["captions of images that are not there"] += listed.missing
 
     def rows(self) -> RecordIndex:
         """All records by index."""
@@ -112,7 +118,7 @@ class _SidecarCaptions:
 
     def record(self, root: Path, image: Path) -> Record:
         """The record of an image; without a usable sidecar file, a record with a fault."""
-        key, text = _key(root, image), self.of(image)
+        key, text = key_of(root, image), self.of(image)
         if text is None:
             # Named when it is met, not left out in silence
             return Record(key, fault=f"there is no caption: expected it in {self.wanted(image)}")
@@ -123,16 +129,16 @@ class _SidecarCaptions:
         self.used.append(text)
         try:
             is_json, content = extension(text) == ".json", text.read_bytes()
-            value = self._entry(content) if is_json else content
-            captions = clean_captions(value, lines=not is_json)
+            value = self._entry(content) if is_json else decode_text(content)
+            captions, fault = read_captions(value, lines=not is_json)
         except (OSError, ValueError) as error:  # invalid JSON or UTF-8
-            return Record(key, fault=f"{text.name} cannot be read ({error})")
-        return Record(key, captions, FileSpan(str(image)), None, caption_fault(value))
+            captions, fault = (), f"{text.name} cannot be read ({error})"
+        return Record(key, captions, FileSpan(str(image)), None, fault)
 
     def _entry(self, content: bytes) -> Any:
         entries = parse_json(content)
-        found = [entries[name] for name in self.entries if isinstance(entries, dict) and name in entries]
-        return found[0] if found else None
+        name = usual_name(entries, self.entries) if isinstance(entries, dict) else None
+        return None if name is None else entries[name]
 
 
 def has_sidecar_captions(files: list[Path], caption: str | None) -> bool:
@@ -145,7 +151,8 @@ def no_images(root: Path, files: list[Path], *readable: str) -> ValueError:
     """The error for a folder without images, with what is there in their place."""
     there = describe_ignored(count_by_extension(files))
     expected = f"expected {', '.join(EXTENSIONS)}{''.join(f', {other}' for other in readable)} files in it"
-    return ValueError(f"{root} holds no images: {expected}{f'; found {there}' if there else ''}")
+    embedded = f"; {IN_PARQUET}" if any(extension(file) in (".csv", ".tsv", ".jsonl") for file in files) else ""
+    return ValueError(f"{root} holds no images: {expected}{f'; found {there}' if there else ''}{embedded}")
 
 
 def _no_captions(
@@ -158,12 +165,27 @@ def _no_captions(
     if read:
         first = next(record for record, image in zip(records, images, strict=True) if sidecars.of(image) is not None)
         message += f"; {first.key}: {first.fault or first.caption_fault or EMPTY}"
-    others = [file for file in files if extension(file) in _TABLES and str(file) not in read]
+    others = [file for file in files if extension(file) in TABLES and str(file) not in read]
     if others:
+        table = read_caption_table(others[0])
+        reason = table if isinstance(table, str) else f"none of its images is there, as {table.rows[0][0][:60]!r}"
         message += (
-            f"; there is {others[0].relative_to(root)}: name it metadata.csv, with the columns file_name and text"
+            f"; {others[0].relative_to(root)} is not read ({reason}): make it a metadata.csv, with the columns "
+            "file_name and text"
         )
     return ValueError(message)
+
+
+def _add_tables(listed: ListedImages, files: list[Path], sidecars: _SidecarCaptions, caption: str | None) -> list[Path]:
+    """Add the captions of all tables that name images of the folder; returns these tables."""
+    found, read = [], {str(file) for file in sidecars.used}
+    for file in files:
+        if extension(file) in TABLES and str(file) not in read and not file.name.endswith(_STATISTICS):
+            table = read_caption_table(file, caption)
+            if not isinstance(table, str) and listed.names_any(table):
+                listed.add_table(table)
+                found.append(file)
+    return found
 
 
 def _count_ignored(files: list[Path], used: set[str], metadata: bool) -> Counter[str]:
@@ -188,22 +210,11 @@ def count_unsupported(files: list[Path], *readable: str) -> Counter[str]:
     return count_by_extension(file for file in files if extension(file) not in known)
 
 
-def _all_images(
-    root: Path,
-    metadata: list[Path],
-    files: list[Path],
-    images: list[Path],
-    caption: str | None,
-    sidecars: _SidecarCaptions,
-) -> list[Record]:
-    """A record for every image, with or without captions."""
-    if not images:
-        raise no_images(root, files)
-    listed = {
-        record.key: record for record in (_read_metadata(root, metadata, files, caption, False) if metadata else [])
-    }
+def _with_all_images(root: Path, records: list[Record], images: list[Path], sidecars: _SidecarCaptions) -> list[Record]:
+    """The records and one for every other image, with or without captions."""
+    listed = {record.key: record for record in records}
     for image in images:
-        key = _key(root, image)
+        key = key_of(root, image)
         if key not in listed:
             has_text = sidecars.of(image) is not None
             listed[key] = sidecars.record(root, image) if has_text else Record(key, (), FileSpan(str(image)))
@@ -229,61 +240,3 @@ def image_files(path: str | Path) -> list[Record]:
         raise no_images(root, walked.files)
     log_ignored(root, walked.ignored + count_unsupported(walked.files))
     return [require_utf8(Record(str(file), (), FileSpan(str(file)))) for file in found]
-
-
-def _read_metadata(
-    root: Path,
-    metadata: list[Path],
-    files: list[Path],
-    caption: str | None,
-    captioned: bool = True,
-    others: Collection[Path] = (),
-) -> list[Record]:
-    """Records from metadata files, without those of `others`. Several rows for one image give it several captions."""
-    elsewhere = {normalized_name(file) for file in others}
-    by_name = {normalized_name(file): file for file in files}
-    captions: dict[Path, list[str]] = {}
-    faults: dict[Path, str | None] = {}
-    for file in metadata:
-        rows = list(read_rows(file))
-        if not rows:
-            raise ValueError(f"{file} is empty: expected a row for each image, with file_name and a caption")
-        columns = list(dict.fromkeys(name for _, row in rows for name in row))
-        path = file_name_column(columns)
-        if path is None:
-            raise ValueError(f"{file} has no column 'file_name': there are {', '.join(columns)}")
-        named = [name for name in columns if name != path]
-        column = caption_column(caption, named, str(file)) if captioned or has_captions(caption, named) else None
-        for line, row in rows:
-            name = row.get(path)
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"{file}, line {line}: {path} is {name!r}, expected the path of an image")
-            image = _find_image(file.parent, name, by_name)
-            if normalized_name(os.path.normpath(image or file.parent / name)) in elsewhere:
-                continue
-            if image is None:
-                raise ValueError(f"{file}, line {line}: there is no image {file.parent / name}")
-            # Also without a caption: the image is then named as a broken record, and not left out in silence
-            value = row.get(column) if column else None
-            captions.setdefault(image, []).extend(clean_captions(value))
-            faults[image] = caption_fault(value)
-    return [
-        Record(_key(root, image), tuple(dict.fromkeys(own)), FileSpan(str(image)), None, faults[image])
-        for image, own in captions.items()
-    ]
-
-
-def _find_image(folder: Path, name: str, by_name: dict[str, Path]) -> Path | None:
-    """The image that a metadata row names, whatever its Unicode normalization or path separators; None if missing."""
-    # Metadata written on Windows has backslashes
-    for own in (name, name.replace("\\", "/")):
-        image = folder / own
-        found = by_name.get(normalized_name(image)) or by_name.get(normalized_name(os.path.normpath(image)))
-        if found is not None or image.is_file():
-            return found or image
-    return None
-
-
-def _key(root: Path, image: Path) -> str:
-    # Outside: metadata may name such files
-    return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.as_posix()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +10,14 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.columns import IMAGES
+from dalle.data.custom.columns import IMAGES, usual_name
 from dalle.data.custom.folder import has_sidecar_captions
 from dalle.data.custom.metadata import is_metadata
-from dalle.data.custom.walk import count_by_extension, extension, walk
+from dalle.data.custom.parquet import is_saved
+from dalle.data.custom.split_names import canonical_split, format_splits, split_of_file, split_of_folders
+from dalle.data.custom.walk import count_by_extension, extension, log_once, walk
 from dalle.images.read import EXTENSIONS
 
-# The split names that Hugging Face datasets recognizes.
-_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLITS = {name: split for split, names in _NAMES.items() for name in names}
-# The longest names first, or "val" would match in "validation"
-_NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?:[^a-z]|$)")
 _STATISTICS = "_stats.json"
 Kind = Literal["images", "parquet", "tar", "saved"]
 
@@ -62,7 +54,7 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
     Raises:
         ValueError: the folder has splits but not this one, or has none and `split` is not "train".
     """
-    if (root / "dataset_dict.json").is_file() or all((root / n).is_file() for n in ("dataset_info.json", "state.json")):
+    if is_saved(root):
         return Layout("saved", [], Counter())
     found = walk(root)
     files, ignored = found.files, found.ignored
@@ -70,8 +62,8 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
     if folders:
         wanted = _resolve_split(root, split, set(folders.values()))
         others = [file for file in files if folders.get(file, wanted) != wanted]
-        named = _format_splits(set(folders.values()) - {wanted})
-        ignored[f"of other splits ({named})"] += _count_records(others)
+        named = format_splits(set(folders.values()) - {wanted})
+        ignored[f"files of other splits ({named})"] += _count_records(others)
         files = [file for file in files if folders.get(file, wanted) == wanted]
     # metadata.parquet lists files and holds no images
     tables = [file for file in files if extension(file) == ".parquet" and not is_metadata(file)]
@@ -88,10 +80,12 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
     else:
         kind, chosen = ("tar", tars) if tars else ("parquet", tables)
     if kind == "images":
-        if not folders and _canonical(split) != "train":
-            raise ValueError(
-                f"{root} has no split {split!r}: expected folders train/, {split}/, ... with images in them"
-            )
+        hindrance = "" if folders else _beside_splits(root, files)
+        if not folders and canonical_split(split) != "train":
+            expected = hindrance or f"folders train/, {split}/, ... with images in them"
+            raise ValueError(f"{root} has no split {split!r}: expected {expected}")
+        if hindrance:
+            log_once(f"{root}: all of its folders are trained on, as splits need {hindrance}")
         return Layout(kind, files, +ignored, others)  # `+` drops reasons that did not occur
     if not folders:
         chosen, passed_over = _select_split(root, chosen, split)
@@ -111,45 +105,37 @@ def _folder_splits(root: Path, files: list[Path]) -> dict[Path, str]:
     """
     found: dict[Path, str] = {}
     for file in files:
-        named = [part.lower() for part in file.relative_to(root).parts[:-1] if part.lower() in _SPLITS]
-        if named:
-            found[file] = _SPLITS[named[0]]
+        named = split_of_folders(file.relative_to(root))
+        if named is not None:
+            found[file] = named
         elif _is_data(file) and not is_metadata(file):
             return {}  # data beside the folders, or in a folder of another name: then these are no splits
     return found if "train" in {split for file, split in found.items() if _is_data(file)} else {}
 
 
+def _beside_splits(root: Path, files: list[Path]) -> str:
+    """What hinders train/ and other folders of splits from being splits; "" if there are no such folders."""
+    data = [file for file in files if _is_data(file) and not is_metadata(file)]
+    named = {split_of_folders(file.relative_to(root)): file for file in data}
+    if "train" not in named or None not in named or len(named) == 2:
+        return ""
+    return f"nothing beside folders such as train/ and validation/, and there is {named[None].relative_to(root)}"
+
+
 def _select_split(root: Path, files: list[Path], split: str) -> tuple[list[Path], Counter[str]]:
     """The files whose names contain the name of the split; files without a split name belong to "train"."""
-    names = {file: _split_in(file.relative_to(root)) for file in files}
+    names = {file: split_of_file(file.relative_to(root)) for file in files}
     wanted = _resolve_split(root, split, {name or "train" for name in names.values()})
     chosen = [file for file, name in names.items() if (name or "train") == wanted]
     others = {name for name in names.values() if name not in (None, wanted)}
-    return chosen, Counter({f"files of other splits ({_format_splits(others)})": len(files) - len(chosen)})
+    return chosen, Counter({f"files of other splits ({format_splits(others)})": len(files) - len(chosen)})
 
 
 def _resolve_split(root: Path, split: str, there: set[str]) -> str:
-    wanted = _canonical(split)
+    wanted = canonical_split(split)
     if wanted not in there:
-        raise ValueError(f"{root} has no split {split!r}: there are {_format_splits(there)}; set data.split to one")
+        raise ValueError(f"{root} has no split {split!r}: there are {format_splits(there)}; set data.split to one")
     return wanted
-
-
-def _canonical(split: str) -> str:
-    return _SPLITS.get(split.lower(), split)
-
-
-def _format_splits(splits: set[str]) -> str:
-    return ", ".join(sorted(splits, key=lambda name: (name != "train", name)))
-
-
-def _split_in(path: Path) -> str | None:
-    """The split named by a file's name or else by the nearest enclosing folder's."""
-    for part in reversed((*path.parts[:-1], path.stem)):  # the file's own name first, then the nearest folder
-        found = _NAMED.search(part.lower())
-        if found is not None:
-            return _SPLITS[found[1]]
-    return None
 
 
 def _is_data(file: Path) -> bool:
@@ -166,7 +152,7 @@ def _has_image_column(file: Path, image: str | None) -> bool:
         names = parquet.read_schema(file).names
     except (OSError, pyarrow.ArrowException):
         return True
-    return image in names if image is not None else not set(IMAGES).isdisjoint(names)
+    return image in names if image is not None else usual_name(names, IMAGES) is not None
 
 
 def _names_files(file: Path, image: str | None) -> bool:
@@ -175,8 +161,8 @@ def _names_files(file: Path, image: str | None) -> bool:
         schema = parquet.read_schema(file)
     except (OSError, pyarrow.ArrowException):
         return False
-    names = [name for name in ((image,) if image is not None else IMAGES) if name in schema.names]
-    return bool(names) and str(schema.field(names[0]).type) in ("string", "large_string")
+    name = usual_name(schema.names, IMAGES) if image is None else image
+    return name in schema.names and str(schema.field(name).type) in ("string", "large_string")
 
 
 def _count_other_files(files: list[Path], kind: str) -> Counter[str]:

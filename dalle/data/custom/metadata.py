@@ -1,10 +1,11 @@
-"""Rows of a metadata file beside images, in JSON lines, CSV or Parquet, each with its line."""
+"""Rows of a table in text or Parquet, each with its place: metadata files beside images, and tables of captions."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import pyarrow.parquet as parquet
 
 from dalle.data.custom.texts import decode_text, parse_json
 
+Row = tuple[str, dict[str, Any]]
+"""Where it is ("line 3"), and its columns."""
+
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
-_FILE_NAMES = ("file_name", "image_file_name")  # columns with the path of the image, as Hugging Face datasets has it
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # the first line of a CSV that Excel has written
+csv.field_size_limit(2**24)  # the module's own limit is shorter than long captions, which are cut elsewhere
 
 
 def is_metadata(file: Path) -> bool:
@@ -23,14 +28,8 @@ def is_metadata(file: Path) -> bool:
     return file.name.lower() in _NAMES
 
 
-def file_name_column(names: Iterable[str]) -> str | None:
-    """The column with the paths of images; None if there is none."""
-    there = set(names)
-    return next((name for name in _FILE_NAMES if name in there), None)
-
-
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the columns of each row of a metadata file.
+def read_rows(file: Path) -> Iterator[Row]:
+    """Yield the place and the columns of each row of a table.
 
     Raises:
         ValueError: the file is damaged or not of its format; the message names the line.
@@ -38,47 +37,67 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from _ROWS[file.suffix.lower()](file)
 
 
-def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(file: Path) -> Iterator[Row]:
     for line, text in enumerate(_lines(file), 1):
         if text.strip():
             try:
-                row = parse_json(text)
+                row = parse_json(text.strip())
             except ValueError as error:
-                raise ValueError(f"{file}, line {line} is not JSON: {error}") from error
+                reason = str(error).partition(": line ")[0]  # the line of this text, which is one line
+                raise ValueError(
+                    f"{file}, line {line} is not JSON: {reason}: expected one object on each line"
+                ) from error
             if not isinstance(row, dict):
-                raise ValueError(f'{file}, line {line}: expected {{"file_name": ..., "text": ...}}, got {text[:60]!r}')
-            yield line, row
+                raise ValueError(
+                    f'{file}, line {line}: expected {{"file_name": ..., "text": ...}} on each line, got {text[:60]!r}'
+                )
+            yield f"line {line}", row
 
 
-def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv(file: Path) -> Iterator[Row]:
     lines = _lines(file)
-    first = lines.readline()
-    lines.seek(0)
-    delimiter = max(_DELIMITERS, key=first.count)  # spreadsheets of many locales write semicolons
+    delimiter, skipped = _delimiter(lines)
     reader = csv.DictReader(lines, strict=True, delimiter=delimiter, skipinitialspace=True)
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]  # spreadsheets pad the header
+        # Spreadsheets pad the header
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
+        twice = next((name for name in names if name and names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{file} has two columns {twice!r}: rename one of them, or join them")
         for row in reader:
             if None in row:  # csv collects fields beyond the last column under None
                 raise ValueError(
-                    f"{file}, line {reader.line_num} has more fields than the header: put a caption that contains a "
-                    f'{_DELIMITERS[delimiter]} in quotes, "a dog{delimiter} running"'
+                    f"{file}, line {skipped + reader.line_num} has more fields than the header: put a caption that "
+                    f'contains a {_DELIMITERS.get(delimiter, delimiter)} in quotes, "a dog{delimiter} running"'
                 )
-            yield reader.line_num, row
+            yield f"line {skipped + reader.line_num}", row
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open?") from error
+        raise ValueError(f"{file}, line {skipped + reader.line_num + 1}: {error}; is a quote left open?") from error
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _delimiter(lines: io.StringIO) -> tuple[str, int]:
+    """What separates the fields of a CSV, and how many lines stand above its header; `lines` is left at the header."""
+    for skipped, line in enumerate(iter(lines.readline, "")):
+        told = _SEPARATOR.fullmatch(line)
+        if told is not None:
+            return told[1], skipped + 1
+        if line.strip():
+            lines.seek(lines.tell() - len(line))
+            return max(_DELIMITERS, key=line.count), skipped  # spreadsheets of many locales write semicolons
+    return ",", 0
+
+
+def _parquet(file: Path) -> Iterator[Row]:
     try:
-        yield from enumerate(parquet.read_table(file).to_pylist(), 1)
+        rows = parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(
             f"{file} is not a complete Parquet file ({str(error).splitlines()[0]}): copy it again"
         ) from error
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-_ROWS = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+_ROWS = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".txt": _csv, ".parquet": _parquet}
 
 
 def _lines(file: Path) -> io.StringIO:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import glob
-import logging
 import re
-from functools import cache
 from pathlib import Path
 
+from dalle.data.custom.annotations import IN_PARQUET, TABLES
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.folder import FolderSource
 from dalle.data.custom.layouts import layout_of
 from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
 from dalle.data.custom.records import Source
-from dalle.data.custom.walk import count_by_extension, describe_ignored
+from dalle.data.custom.walk import count_by_extension, describe_ignored, log_ignored_once
 from dalle.data.custom.webdataset import TarSource
 from dalle.files.remote import may_be_an_id
-
-log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -54,7 +51,7 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
         return saved_source(root, split, config.image, config.caption, config.key)
     # Files with many records are read as if they had been named; what lies beside them is not data
     if layout.kind != "images":
-        _warn_once(str(root), describe_ignored(layout.ignored))
+        log_ignored_once(root, layout.ignored)
         return _of_files(config, layout.files)
     for name in ("image", "key"):
         if getattr(config, name) is not None:
@@ -62,14 +59,8 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
                 f"data.{name}={getattr(config, name)} is for Parquet and tar files, {root} is an image folder: omit it"
             )
     source = FolderSource(root, layout.files, config.caption, others=layout.others)
-    _warn_once(str(root), describe_ignored(layout.ignored + source.ignored))
+    log_ignored_once(root, layout.ignored + source.ignored)
     return source
-
-
-@cache  # once for each list: a data set is opened again for every split
-def _warn_once(where: str, ignored: str) -> None:
-    if ignored:
-        log.warning("%s: not used: %s", where, ignored)
 
 
 def _of_files(config: CustomConfig, files: list[Path]) -> Source:
@@ -81,7 +72,9 @@ def _of_files(config: CustomConfig, files: list[Path]) -> Source:
     if endings == {".tar"}:
         return TarSource(files, config.image, config.caption)
     hint = describe_ignored(count_by_extension(files[:1])).partition(" ")[2]  # ".zip (unpack them)"
-    there = f"; it is a metadata file: give its folder, {files[0].parent}" if is_metadata(files[0]) else ""
+    there = f"; {IN_PARQUET}" if files[0].suffix.lower() in TABLES else ""
+    if is_metadata(files[0]):
+        there = f"; it is a metadata file: give its folder, {files[0].parent}"
     raise ValueError(
         f"{files[0]} is not a data file that can be read: expected a folder, or files that end in .parquet or .tar"
         + (there or (f"; {hint}" if "(" in hint else ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.columns import caption_column, caption_fault, clean_captions, has_captions, image_column
-from dalle.data.custom.records import FileSpan, IndexedRecords, Record, Shard, Source
+from dalle.data.custom.cells import parse_image_cell
+from dalle.data.custom.columns import caption_column, has_captions, image_column, read_captions
+from dalle.data.custom.records import IndexedRecords, Record, Shard, Source
+from dalle.data.custom.split_names import canonical_split
 from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
+from dalle.files import lfs_pointer
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time; each has its image's bytes in memory
@@ -106,8 +108,8 @@ class TableSource(Source):
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None or chunk[key][at] is None else str(chunk[key][at])
                 content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at], self.folders)
-                cleaned = clean_captions(captions, lines=caption == "txt")
-                yield Record(own, cleaned, content, fault, caption_fault(captions))
+                cleaned, missing = read_captions(captions, lines=caption == "txt")
+                yield Record(own, cleaned, content, fault, missing)
                 row += 1
 
     def _image(self, names: list[str]) -> str:
@@ -163,61 +165,36 @@ class ArrowRecords(IndexedRecords):
         """The record at index `row`."""
         found = self.table[row]
         image, fault = parse_image_cell(found[self.image], self.folders)
-        wrong = None if self.caption is None else caption_fault(found[self.caption])
-        return Record(self.keys[row], self._captions(found), image, fault, wrong)
+        captions, missing = self._captions(found)
+        return Record(self.keys[row], captions, image, fault, missing)
 
     def captions(self, row: int) -> tuple[str, ...]:
         """The captions of a record, without reading its image."""
-        return () if self.texts is None else self._captions(self.texts[row])
+        return () if self.texts is None else self._captions(self.texts[row])[0]
 
-    def _captions(self, found: dict[str, Any]) -> tuple[str, ...]:
+    def _captions(self, found: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
         if self.caption is None:
-            return ()
+            return (), None
         value = found[self.caption]
         if self.classes is not None and isinstance(value, int):
             value = self.classes[value] if value >= 0 else None  # -1 stands for an unknown class
-        return clean_captions(value, lines=self.caption == "txt")
-
-
-def parse_image_cell(value: Any, folders: Sequence[Path] = ()) -> tuple[bytes | FileSpan | None, str | None]:
-    """The content of an image column's cell and None, or None and why it is not an image.
-
-    Args:
-        value: bytes, the path of a file, or a dict with "bytes" or "path", as Hugging Face datasets has it.
-        folders: folders of the tables, which relative paths start from; none for a data set of the hub.
-    """
-    if isinstance(value, dict):
-        content = value.get("bytes") or value.get("path")
-        if isinstance(content, str) and not folders:  # of a repository of the hub, or cached
-            return FileSpan(content), None
-        value = content
-    if isinstance(value, bytes):
-        return value, None
-    if not value:
-        return None, "there is no image"
-    if not isinstance(value, str):
-        return None, f"expected an image's bytes or path, got {type(value).__name__} {str(value)[:40]!r}"
-    if value.startswith(("http://", "https://")):
-        return None, f"its image is an address, {value[:60]!r}: download the images first, as by img2dataset"
-    for file in (os.path.join(folder, name) for folder in folders for name in (value, value.replace("\\", "/"))):
-        if os.path.isfile(file):
-            return FileSpan(file), None
-    return None, f"expected an image's bytes, or a path from the table's folder, got {value[:40]!r}"
+        return read_captions(value, lines=self.caption == "txt")
 
 
 def parquet_source(
     files: list[Path], image: str | None, caption: str | None, key: str | None, captioned: bool = True
 ) -> TableSource:
-    """Open local Parquet files.
+    """Open local Parquet files; those without rows, which some tools write for the last shard, add nothing.
 
     Raises:
         ValueError: a file is not a complete Parquet file, has other columns than the first, or there are no rows.
     """
-    if not sum(row_count(file) for file in files):
+    filled = [file for file in files if row_count(file)]
+    if not filled:
         raise ValueError(
             f"{files[0]}: there are no rows in {'it' if len(files) == 1 else f'any of {len(files)} files'}"
         )
-
+    files = filled
     _check_columns(files)
 
     def load(stream: bool) -> Any:
@@ -246,6 +223,13 @@ def hub_source(
     return TableSource(load, f"{name} (not a local folder, so taken as a hub id)", [], image, caption, key, captioned)
 
 
+def is_saved(root: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of Hugging Face datasets."""
+    return (root / "dataset_dict.json").is_file() or all(
+        (root / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
+
+
 def saved_source(
     root: Path, split: str, image: str | None, caption: str | None, key: str | None, captioned: bool = True
 ) -> TableSource:
@@ -259,6 +243,7 @@ def saved_source(
 
         found = datasets.load_from_disk(str(root))
     splits = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+    split = next((own for own in splits if canonical_split(own) == canonical_split(split)), split)
     if split not in splits:
         raise ValueError(
             f"{root} has no split {split!r}: there are {', '.join(map(str, splits))}; set data.split to one"
@@ -294,4 +279,5 @@ def row_count(file: Path) -> int:
         return parquet.read_metadata(file).num_rows
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is not a complete Parquet file ({reason}): copy it again or remove it") from error
+        what = lfs_pointer(file) or f"not a complete Parquet file ({reason}): copy it again or remove it"
+        raise ValueError(f"{file} is {what}") from error

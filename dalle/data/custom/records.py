@@ -119,7 +119,10 @@ def image_bytes(record: Record) -> bytes:
 
 
 def require_utf8(record: Record) -> Record:
-    """The record, or one with a fault if a name or caption is not UTF-8: logs and tables could not store it."""
+    """The record, or one with a fault if a name is not UTF-8, and without captions that are not.
+
+    Logs and tables could not store them.
+    """
     file = record.image.file if isinstance(record.image, FileSpan) else ""
     key, fault = _escaped(record.key), record.fault
     if key != record.key:
@@ -127,7 +130,8 @@ def require_utf8(record: Record) -> Record:
     elif _escaped(file) != file:
         fault = "the name of its folder is not UTF-8: rename the folder"
     elif any(_escaped(caption) != caption for caption in record.captions):
-        fault = "a caption is not UTF-8: it contains an unpaired surrogate"
+        reason = "a caption is not UTF-8: it contains an unpaired surrogate"
+        return Record(key, (), record.image, fault, reason)
     return record if fault is None else Record(key, fault=_escaped(fault))
 
 

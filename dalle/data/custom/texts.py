@@ -6,15 +6,30 @@ import codecs
 import json
 from typing import Any
 
+# The marks of UTF-32 first: one of them begins with that of UTF-16
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
 
 def decode_text(content: bytes) -> str:
-    """Decode as UTF-8, or as UTF-16 if it begins with its byte order mark; the mark is left out.
+    """Decode as UTF-8, or as UTF-16 or UTF-32 if it begins with the byte order mark; the mark is left out.
 
     Raises:
-        UnicodeDecodeError: the bytes are not valid text.
+        UnicodeDecodeError: the bytes are not valid text, or hold NULs.
     """
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if marked else "utf-8-sig")
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
+    text = content.decode(encoding)
+    if "\0" in text:
+        # Valid UTF-8, but nobody's text: it would be trained on as it is
+        place = content.index(b"\0")
+        raise UnicodeDecodeError(
+            "utf-8", content, place, place + 1, "NUL, as in UTF-16 without a byte order mark or in what is no text"
+        )
+    return text
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -8,9 +8,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
+from dalle.files import printable
+
 log = logging.getLogger(__name__)
+
+# Folders of thumbnails, resource forks and deleted files, which operating systems and storage devices add
+_OF_THE_SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
 
 # How to make files with these extensions readable, where there is a way.
 _HINTS = {
@@ -42,7 +48,8 @@ class FolderListing:
 def walk(root: Path) -> FolderListing:
     """List the files below a folder. Links are followed; each folder is visited once.
 
-    Hidden files and folders are left out, and so are folders of training runs (`run.dir`), whose images are samples.
+    Hidden files and folders and those of the operating system are left out, and so are folders of training runs
+    (`run.dir`), whose images are samples.
     """
     found, seen = FolderListing(root, []), set[tuple[int, int]]()
     waiting, links = [root], list[Path]()
@@ -62,7 +69,8 @@ def walk(root: Path) -> FolderListing:
                 continue
             for entry in entries:
                 path = Path(entry.path)
-                if entry.name.startswith("."):  # .git, .DS_Store, "._" files of macOS: never data
+                # .git, .DS_Store, "._" files of macOS: never data
+                if entry.name.startswith(".") or entry.name in _OF_THE_SYSTEM:
                     continue
                 kind = _kind(entry)
                 if kind == "folder":
@@ -70,7 +78,9 @@ def walk(root: Path) -> FolderListing:
                 elif kind == "file":
                     found.files.append(path)
                 else:
-                    found.ignored["links without a target" if entry.is_symlink() else "devices or sockets"] += 1
+                    found.ignored[
+                        "links without a target" if entry.is_symlink() else "files of special kinds, such as pipes"
+                    ] += 1
     found.files.sort()
     return found
 
@@ -113,9 +123,24 @@ def count_by_extension(files: Iterable[Path]) -> Counter[str]:
 
 def log_ignored(where: Path | str, ignored: Counter[str]) -> None:
     """Log in one line how many files were not used, and why."""
-    reasons = describe_ignored(ignored)
-    if reasons:
-        log.warning("%s: not used: %s", where, reasons)
+    if any(ignored.values()):
+        log.warning("%s", _not_used(where, ignored))
+
+
+def log_ignored_once(where: Path | str, ignored: Counter[str]) -> None:
+    """Log it, unless the same line was logged before: a data set is opened again for every split."""
+    if any(ignored.values()):
+        log_once(_not_used(where, ignored))
+
+
+@cache
+def log_once(line: str) -> None:
+    """Log a warning unless it was logged before."""
+    log.warning("%s", line)
+
+
+def _not_used(where: Path | str, ignored: Counter[str]) -> str:
+    return printable(f"{where}: not used: {describe_ignored(ignored)}")
 
 
 def describe_ignored(ignored: Counter[str]) -> str:

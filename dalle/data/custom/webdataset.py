@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.columns import caption_column, caption_fault, clean_captions
+from dalle.data.custom.columns import CAPTIONS, caption_column, read_captions, usual_name
 from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.data.custom.texts import parse_json
+from dalle.data.custom.walk import count_by_extension, describe_ignored, log_ignored_once
+from dalle.files import lfs_pointer
 from dalle.images.read import EXTENSIONS
 
 # WebDataset's rule: the record's name, then everything after its first dot
@@ -48,7 +51,7 @@ class TarSource(Source):
         captioned: whether captions are required.
 
     Raises:
-        ValueError: the first shard holds no images, or not the requested captions.
+        ValueError: the first shard holds no images, or not the requested captions; or no shard holds any record.
     """
 
     def __init__(self, files: list[Path], image: str | None, caption: str | None, captioned: bool = True):
@@ -59,6 +62,7 @@ class TarSource(Source):
             raise ValueError(
                 f"{files[0]} holds no images among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
             )
+        _require_records(files)
         columns = dict.fromkeys(column for group in first for column in (*group.images, *_columns(group)))
         if image is not None and image not in columns:
             raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
@@ -73,17 +77,21 @@ class TarSource(Source):
 
     def rows(self) -> RecordIndex:
         """All records by index."""
-        return RecordIndex(record for shard in self.shards() for record in shard.records())
+        ignored = {file: Counter[str]() for file in self.files}
+        index = RecordIndex(record for file in self.files for record in self._records_in_utf8(file, ignored[file]))
+        for file, reasons in ignored.items():
+            log_ignored_once(file, reasons)
+        return index
 
     def shards(self, images: bool = True) -> list[Shard]:
         """The same records for sequential reading, shard by shard."""
         return [Shard(file.name, partial(self._records_in_utf8, file)) for file in self.files]
 
-    def _records_in_utf8(self, file: Path) -> Iterator[Record]:
-        return map(require_utf8, self._records(file))
+    def _records_in_utf8(self, file: Path, ignored: Counter[str] | None = None) -> Iterator[Record]:
+        return map(require_utf8, self._records(file, ignored))
 
-    def _records(self, file: Path) -> Iterator[Record]:
-        for group in _read_groups(file):
+    def _records(self, file: Path, ignored: Counter[str] | None) -> Iterator[Record]:
+        for group in _read_groups(file, ignored):
             if isinstance(group, str):
                 yield Record(file.name, fault=group)
                 continue
@@ -101,12 +109,12 @@ class TarSource(Source):
                 fault=f"{', '.join(plain[:3])} are images of one record, because a name ends at its first dot: "
                 "choose one with data.image, or rename the files",
             )
+        image = group.images[self.image if self.image in group.images else plain[0]]
         try:
-            image = group.images[self.image if self.image in group.images else plain[0]]
-            value, lines = self._captions(group)
-            return Record(key, clean_captions(value, lines), image, None, caption_fault(value) or self._missing(group))
-        except ValueError as error:  # invalid JSON or UTF-8
-            return Record(key, fault=f"its captions cannot be read ({error})")
+            captions, fault = read_captions(*self._captions(group))
+        except ValueError as error:  # invalid JSON
+            captions, fault = (), f"its captions cannot be read ({error})"
+        return Record(key, captions, image, None, fault or self._missing(group))
 
     def _has_caption(self, group: _Group) -> bool:
         """Whether an image of a group has a caption, or a fault with a better reason than that it has none."""
@@ -128,14 +136,15 @@ class TarSource(Source):
                 return texts[name], True
         entries = _entries(group)
         # Behind "json."
-        for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
-            if name in entries:
-                return entries[name], False
-        return None, False
+        own = usual_name(entries, CAPTIONS) if self.caption is None else self.caption[5:]
+        return None if own is None else entries.get(own), False
 
 
-def _read_groups(file: Path) -> Iterator[_Group | str]:
-    """Yield the records of a shard; a str, if any, comes last and says why reading ended early."""
+def _read_groups(file: Path, ignored: Counter[str] | None = None) -> Iterator[_Group | str]:
+    """Yield the records of a shard; a str, if any, comes last and says why reading ended early.
+
+    Members that are neither images nor texts are counted in `ignored`, by reason.
+    """
     group, fault, end = _Group(""), None, 0
     try:
         with tarfile.open(file, "r:") as tar:  # without compression, or there would be no byte ranges
@@ -143,6 +152,8 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
                 end = tar.offset  # past this member and its padding
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
+                    if ignored is not None:
+                        ignored.update(_reason(member))
                     continue
                 # The same name may be composed or decomposed
                 name, ending = normalize("NFC", named[1]), named[2].lower()
@@ -157,10 +168,12 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
                     content = tar.extractfile(member)
                     assert content is not None
                     group.texts[ending] = content.read()
+                elif ignored is not None:
+                    ignored.update(count_by_extension([Path(member.name)]))
         if not _has_end_marker(file, end):
             fault = f"the tar file is truncated or damaged after record {group.name!r}"
     except tarfile.TarError as error:
-        fault = f"the tar file is damaged, or is compressed: unpack it to .tar ({error})"
+        fault = f"the tar file is {lfs_pointer(file) or f'damaged, or is compressed: unpack it to .tar ({error})'}"
     except OSError as error:
         fault = f"the tar file cannot be read ({error})"
     # A file that is cut off belongs to the last group, which would be an image half gray: it is dropped
@@ -169,6 +182,26 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
         yield group
     if fault is not None:
         yield fault
+
+
+def _require_records(files: list[Path]) -> None:
+    """Refuse shards of which none has a record, not even a broken one.
+
+    Raises:
+        ValueError: so it is; the message says what is there.
+    """
+    ignored = Counter[str]()
+    if all(next(_read_groups(file, ignored), None) is None for file in files):
+        there = f"; found {describe_ignored(ignored)}" if ignored else ""
+        where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+        raise ValueError(f"{where}: no images: expected 000.jpg, 000.txt, ... in the tar{there}")
+
+
+def _reason(member: tarfile.TarInfo) -> list[str]:
+    """Why a member is not used that is no file with an extension; none if it is hidden or a folder, as in folders."""
+    if member.isdir() or member.name.rpartition("/")[2].startswith("."):
+        return []
+    return ["links"] if member.issym() or member.islnk() else ["files without an extension"]
 
 
 def _size(file: Path) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
@@ -188,7 +191,39 @@ def as_metadata(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "caption 1"}\n')
 
 
-@pytest.mark.parametrize("make", [as_tar, as_parquet, as_parquet_without_captions, as_metadata])
+def as_saved(folder: Path) -> None:
+    rows = {"image": [png(number) for number in range(3)], "text": [f"caption {number}" for number in range(3)]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(str(folder))
+
+
+def as_base64(folder: Path) -> None:
+    rows = {"image": [base64.b64encode(png(number)).decode() for number in range(3)], "text": ["caption 0", None, None]}
+    parquet.write_table(pyarrow.table(rows), folder / "0.parquet")
+
+
+def as_coco(folder: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(3)]
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(png(number))
+    content = {"images": images, "annotations": [{"image_id": 0, "caption": "caption 0"}]}
+    (folder / "captions_train.json").write_text(json.dumps(content))
+
+
+def as_unreadable_text(folder: Path) -> None:
+    """A caption that cannot be read does not keep its image out of an index."""
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(png(number))
+    (folder / "1.txt").write_bytes(b"caption 1")
+    (folder / "2.txt").write_bytes("caf\u00e9".encode("cp1252"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(as_tar, as_parquet, as_parquet_without_captions, as_metadata),
+        *(as_saved, as_base64, as_coco, as_unreadable_text),
+    ],
+)
 def test_folders_tables_and_archives_are_indexed(tiny_clip: CLIP, tmp_path: Path, make: Callable[[Path], None]) -> None:
     folder = tmp_path / "data [1]"
     folder.mkdir()
@@ -200,7 +235,7 @@ def test_folders_tables_and_archives_are_indexed(tiny_clip: CLIP, tmp_path: Path
         number = next(n for n in range(3) if png(n) == index.read(hit))
         assert hit.caption in ("", f"caption {number}") and hit.path.startswith(str(folder))
     assert sum(bool(hit.caption) for hit in index.search("a")) == (
-        {as_metadata: 1, as_parquet_without_captions: 0}.get(make, 3)
+        {as_tar: 3, as_parquet: 3, as_saved: 3, as_parquet_without_captions: 0}.get(make, 1)
     )
     assert ImageIndex.build(tmp_path / "index", clip=tiny_clip)[1].unchanged == 3
 

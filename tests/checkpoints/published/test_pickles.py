@@ -180,6 +180,9 @@ def test_refused_classes_are_not_imported(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "mark").exists()
 
 
+ARCHIVE = io.BytesIO()
+with zipfile.ZipFile(ARCHIVE, "w") as _archive:
+    _archive.writestr("word/document.xml", "text")
 BAD = {
     "empty": (b"", "is empty"),
     "text": (b"<html>404</html>", "was not written by torch.save"),
@@ -187,6 +190,7 @@ BAD = {
     "a long text that is not there": (b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"x.", "damaged"),
     "room for many objects": (b"\x80\x02]r\xff\xff\xff\x7f.", "declares 2,147,483,647 objects"),
     "an extension": (b"\x80\x02\x82\x01.", "refers to the registered extension 1"),
+    "another archive": (ARCHIVE.getvalue(), "is a ZIP archive with 0 members NAME/data.pkl, and torch.save writes one"),
     "an unknown reference": (b"\x80\x02X\x01\x00\x00\x00aQ.", "damaged"),
 }
 

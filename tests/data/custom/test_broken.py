@@ -151,8 +151,13 @@ def test_a_link_at_the_end_of_a_tar_is_no_damage(tmp_path: Path) -> None:
 def test_empty_tar_is_refused(stream: bool, tmp_path: Path) -> None:
     tarfile.open(tmp_path / "t.tar", "w").close()
     config = CustomConfig(path=str(tmp_path / "t.tar"), stream=stream)
-    with pytest.raises(ValueError, match="^the [^\n]* holds no records to train on: check data.path$"):
-        next(batches(open_training(config, SIDE), batch_size=2, seed=0))
+    with pytest.raises(ValueError, match=r"t.tar: no images: expected 000.jpg, 000.txt, ... in the tar$"):
+        open_training(config, SIDE)
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:  # an archive within, and a text without an extension
+        add(tar, "in.tar", b"x")
+        add(tar, "README", b"x")
+    with pytest.raises(ValueError, match=r"t.tar: no images: .* in the tar; found 1 .tar, 1 file without an ext"):
+        open_training(config, SIDE)
 
 
 @STREAM

@@ -5,47 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-import pyarrow.parquet as parquet
 import pytest
 
 from dalle.cli.errors import print_error
 from dalle.data import open_data, open_training
 from dalle.data.base import BadRecord
 from dalle.data.custom.config import CustomConfig
-from dalle.data.custom.dataset import CustomDataset
 from dalle.data.summary import summarize
 from dalle.images.read import UnreadableImage, decode_image
-from support.custom_layouts import SIDE, STREAM, add, image, number_of
-
-
-def put(root: Path, *numbers: int, text: str | None = "number {}") -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        (root / f"{number}.png").write_bytes(image(number))
-        if text is not None:
-            (root / f"{number}.txt").write_text(text.format(number))
-
-
-def read(path: Path, stream: bool = False, **options: Any) -> tuple[dict[int, str], list[str]]:
-    """The captions by number of image, and what is said of broken records."""
-    config = CustomConfig(path=str(path), stream=stream, validation_share=0.0, **options)
-    data = open_training(config, SIDE)
-    good, bad = {}, []
-    for record in range(len(data)) if isinstance(data, CustomDataset) else data.records(0, 0):
-        try:
-            pair = data.pair(record, 0)
-        except BadRecord as error:
-            bad.append(str(error))
-        else:
-            good[number_of(pair.image)] = pair.caption
-    return good, sorted(bad)
-
+from support.custom_layouts import SIDE, STREAM, image, number_of
+from support.found_inputs import put, read, table, tar
 
 NUMBERS = {number: f"number {number}" for number in range(3)}
 ROWS = "".join(f"{number}.png,number {number}\r\n" for number in range(3))
@@ -81,7 +55,7 @@ def test_splits_below_the_top_are_not_trained_on(
         put(tmp_path / folder.format("Train"), number)
         put(tmp_path / folder.format("val"), 10 + number)
     assert set(read(tmp_path)[0]) == set(range(len(folders)))
-    assert f"{len(folders)} of other splits (validation)" in caplog.text
+    assert ("1 file" if len(folders) == 1 else "2 files") + " of other splits (validation)" in caplog.text
     held_out = open_data(CustomConfig(path=str(tmp_path), validation_split="valid"), "validation", SIDE)
     assert {number_of(held_out.pair(row, 0).image) for row in range(len(held_out))} == {10, 11}.intersection(
         range(10, 10 + len(folders))
@@ -95,13 +69,6 @@ def test_metadata_above_the_folders_of_splits(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
     assert read(tmp_path) == ({1: "number 1"}, [])
     assert read(tmp_path, split="test") == ({2: "number 2"}, [])
-
-
-def tar(file: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
-    with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
-        for name, content in members:
-            add(archive, name, content)
-    return file
 
 
 @STREAM
@@ -129,10 +96,6 @@ def test_texts_elsewhere_in_the_tar_are_refused(stream: bool, tmp_path: Path) ->
         read(tmp_path, stream)
 
 
-def table(file: Path, **columns: list[Any]) -> None:
-    parquet.write_table(pyarrow.table(columns), file)
-
-
 @STREAM
 @pytest.mark.parametrize("cell", [str, lambda name: {"bytes": None, "path": name}])
 def test_tables_name_files_from_their_folder(cell: Callable[[str], Any], stream: bool, tmp_path: Path) -> None:
@@ -140,7 +103,7 @@ def test_tables_name_files_from_their_folder(cell: Callable[[str], Any], stream:
     table(tmp_path / "a.parquet", image=[cell("pics/1.png"), cell("pics\\2.png"), cell("no.png")], text=["a", "b", "c"])
     good, (bad,) = read(tmp_path, stream)
     assert good == {1: "a", 2: "b"}
-    assert bad == "a.parquet/2: expected an image's bytes, or a path from the table's folder, got 'no.png'"
+    assert bad == "a.parquet/2: expected an image's bytes, base64, or a path from the table's folder, got 'no.png'"
 
 
 @STREAM
@@ -226,7 +189,9 @@ def test_errors_name_what_is_there_in_place_of_data(tmp_path: Path, caplog: pyte
         "zip": "holds no images: .*; found 1 .zip \\(unpack them\\)",
         "gz": "holds no images: .*; found 1 .gz \\(unpack them\\)",
         "arrow": r"found 1 .arrow \(of save_to_disk: give the folder of that data set\)",
-        "other": "no captions: .*; there is captions.csv: name it metadata.csv, with the columns file_name and text",
+        "other": r"captions.csv is not read \(none of its images is there, as 'no.png'\): make it a metadata.csv",
+        "cells": "holds no images: .*; found 1 .csv; tables that hold the images themselves are read as Parquet files",
+        "cells/a.csv": "cells/a.csv is not a data file that can be read: .*; tables that hold the images themselves",
         "latin": "no captions: .*; 1.png: 1.txt cannot be read .'utf-8' codec",
         "meta/metadata.csv": "it is a metadata file: give its folder, .*meta$",
         "zip/a.zip": "not a data file that can be read: .*; .zip \\(unpack them\\)",
@@ -237,7 +202,8 @@ def test_errors_name_what_is_there_in_place_of_data(tmp_path: Path, caplog: pyte
         (tmp_path / name).write_bytes(b"x")
     tar(tmp_path / "gz/a.tar.gz", [("0.png", image(0)), ("0.txt", b"x")], "w:gz")
     put(tmp_path / "other", 1, text=None)
-    (tmp_path / "other/captions.csv").write_text("image,caption\n1.png,x\n")
+    (tmp_path / "other/captions.csv").write_text("image,caption\nno.png,x\n")
+    (tmp_path / "cells/a.csv").write_text("image,caption\niVBORw0KGgo,x\n")
     put(tmp_path / "latin", 1, text=None)
     (tmp_path / "latin/1.txt").write_bytes("caf\u00e9".encode("cp1252"))
     (tmp_path / "meta/metadata.csv").write_text("file_name,text\n")

@@ -144,7 +144,7 @@ def split_folders(root: Path) -> Path:
 def test_split_folders_are_recognized(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split_folders(tmp_path)
     assert captions(tmp_path) == [f"train {i}.png" for i in range(6)]
-    assert told(caplog) == ["7 of other splits (test, validation)"]
+    assert told(caplog) == ["7 files of other splits (test, validation)"]
     assert captions(tmp_path, split="test") == [f"test {i}.png" for i in range(4)]
     for name in ("validation", "val"):
         config = CustomConfig(path=str(tmp_path), validation_split=name)
