@@ -59,6 +59,8 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
 
 def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
     """uvicorn with our limits, for an application of `create_app`."""
+    # Warnings of wrong forms, and uvicorn's of wrong HTTP, anybody can cause: there is one line of JSON for each request
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -66,6 +68,7 @@ def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
         http=bounded_protocol(settings),
         ws="none",
         log_config=None,
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
