@@ -59,7 +59,7 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
 
 def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
     """uvicorn with our limits, for an application of `create_app`."""
-    # Warnings of wrong forms, and uvicorn's of wrong HTTP, anybody can cause: there is one line of JSON for each request
+    # Anybody can cause warnings of wrong forms, and uvicorn's of wrong HTTP: one line of JSON for each request is enough
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
