@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dalle.apps.server.address import check_address
-from dalle.apps.server.run import serve
+from dalle.apps.server.run import GracefulServer, serve
 from dalle.apps.server.settings import ServeConfig
 from support.server import running, until
 
@@ -107,6 +107,14 @@ def test_taken_port_and_wrong_host_are_refused_before_the_model_is_loaded() -> N
         with pytest.raises(ValueError, match="give another with --host, such as 127.0.0.1$"):
             serve(ServeConfig(port=0, host=host, model="nowhere"))
     check_address("localhost", 0)
+
+
+def test_kernels_are_compiled_before_the_server_is_ready(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("dalle.apps.server.run.prepare", lambda: done.append("compiled"))
+    monkeypatch.setattr(GracefulServer, "run", lambda _self: done.append("listening"))
+    serve(ServeConfig(model=str(tiny_model), device="cpu", port=0))
+    assert done == ["compiled", "listening"]
 
 
 def test_default_settings_serve_this_machine_only() -> None:
