@@ -83,9 +83,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--together", type=int, default=32, help="images generated together (%(default)s)")
     parser.add_argument("--write", choices=("folders", "shards", "parquet"), help="one of them; else all in turn")
+    parser.add_argument("--model", help="folder of the model; the one that ships if not given")
     args = parser.parse_args()
     prompts = [f"{WORDS[i % len(WORDS)]}, {i}" for i in range(args.prompts)]
-    pipe = TextToImage.from_pretrained(device="cpu")
+    pipe = TextToImage.from_pretrained(args.model, device="cpu")
     pipe(prompts[: args.together])  # compiles kernels
     print(f"{args.prompts} prompts, one image each, {args.together} together, {torch.get_num_threads()} threads")
     print(f"{_HEAD}\n| --- | --- | --- | --- | --- | --- |")

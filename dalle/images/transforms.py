@@ -48,10 +48,18 @@ def centered_tensor(image: Image.Image, width: int, height: int) -> Tensor:
         ValueError: it is no PIL image.
     """
     check_images(image=image)
-    if image.width * height != image.height * width:
-        part = "square" if width == height else f"part of the shape of {width}x{height}"
-        log.warning("image of %dx%d cropped to its central %s", *image.size, part)
+    note = crop_note(image, width, height)
+    if note is not None:
+        log.warning("%s", note)
     return to_tensor(image, width, height)[0]
+
+
+def crop_note(image: Image.Image, width: int, height: int) -> str | None:
+    """What a user should know of how an image becomes one of this size, if a part of it is lost."""
+    if image.width * height == image.height * width:
+        return None
+    part = "square" if width == height else f"part of the shape of {width}x{height}"
+    return f"image of {image.width}x{image.height} cropped to its central {part}"
 
 
 def square_tensor(image: Image.Image, size: int) -> Tensor:

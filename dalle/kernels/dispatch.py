@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from dalle.kernels.native import operations  # the only import of native code: without it, `operations = {}`
+from dalle.kernels.native import operations, prepare  # the only import of native code: without it, `operations = {}`
+
+__all__ = ["accelerated", "prepare"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

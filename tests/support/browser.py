@@ -73,6 +73,18 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Opened]:
     one.context.close()
 
 
+def draw(one: Opened, prompt: str, **options: str) -> None:
+    """Draw and wait for the images."""
+    page = one.page
+    page.locator("#options").evaluate("element => { element.open = true; }")
+    for name, value in {"n": "1", "candidates": "", "seed": "7", **options}.items():
+        page.fill(f"#{name}", value)
+    page.fill("#prompt", prompt)
+    before = page.locator("#history li").count()
+    page.click("#go")
+    page.wait_for_selector(f"#history li:nth-child({before + 1})")
+
+
 def pixels(data: bytes) -> torch.Tensor:
     """Of an image file, uint8 [H, W, 3]."""
     return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))

@@ -59,14 +59,17 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        named = logging.getLogger("dalle.pipelines.prompts")  # names prompts that are cut
-        level = named.level
-        if not settings.log_prompts:
-            named.setLevel(logging.ERROR)
+        # They name prompts that are cut, and say of images what their client is told
+        quiet = [logging.getLogger("dalle.images.transforms")]
+        quiet += [] if settings.log_prompts else [logging.getLogger("dalle.pipelines.prompts")]
+        levels = [logger.level for logger in quiet]
+        for logger in quiet:
+            logger.setLevel(logging.ERROR)
         worker.start()
         yield
         worker.stop()
-        named.setLevel(level)
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
 
     app = FastAPI(
         title="dalle",

@@ -42,6 +42,8 @@ class Body(BaseModel):
         """pydantic takes true for 1, as Python does; forms send numbers as text, so that `strict` is too strict."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are no value of it")
+        if isinstance(value, float) and info.field_name == "seed" and abs(value) > 2**53:
+            raise ValueError("a number with a point or an exponent is not exact above 2^53: write all digits")
         return value
 
     @field_validator("*", mode="after")
@@ -118,7 +120,7 @@ class ImagesBody(_SamplingBody):
     @classmethod
     def _width_and_height(cls, value: str | None) -> str | None:
         if value is not None and not _SIZE.fullmatch(value):
-            raise ValueError("give WIDTHxHEIGHT, such as 64x64, or auto")
+            raise ValueError("give WIDTHxHEIGHT, such as 256x256, or auto")
         return value
 
     def sampling(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import select
 from itertools import chain
 from typing import cast
@@ -13,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.guard import SLOWEST
 from dalle.apps.server.settings import ServeConfig
+
+log = logging.getLogger("dalle.server")
 
 
 def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
@@ -50,7 +54,9 @@ def bounded_protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
                 self.loop.call_later(settings.header_timeout, self._silent, last)
 
         def send_400_response(self, msg: str) -> None:
-            """Refuse what is no HTTP in the shape of all errors."""
+            """Refuse what is no HTTP in the shape of all errors, and log it as they are."""
+            client = None if self.client is None else self.client[0]
+            log.info("%s", json.dumps({"event": "request", "status": 400, "client": client, "why": "no HTTP"}))
             answer = ApiError("the request is no HTTP/1.1: its first line or a header is wrong, or too long").response()
             head = h11.Response(
                 status_code=400, headers=[*answer.raw_headers, (b"connection", b"close")], reason=b"Bad Request"

@@ -20,6 +20,7 @@ from dalle.apps.server.batch import previews
 from dalle.apps.server.bodies import MAX_SEED, ImagesBody
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.events import Drawn, Failed, Preview, Stopping
+from dalle.apps.server.guard import GONE
 from dalle.apps.server.queue import Full, Job
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
@@ -238,7 +239,7 @@ async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise ApiError("the client has hung up", status=499)
+            raise ApiError("the client has hung up", status=GONE)
         return await waiting
     finally:
         # Both end here, whichever was first; `gather` waits until they have

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dalle.apps.server.errors import ApiError
@@ -25,6 +25,7 @@ log = logging.getLogger("dalle.server")
 
 _OPEN = ("/", "/docs", "/healthz", "/readyz")  # without a token; and the files of the pages
 _STATIC = "/static/"
+GONE = 499  # nginx's status in the log for a client that has hung up
 SLOWEST = 10_000  # bytes a second that a client must send and read: else a byte now and then would hold a place
 
 
@@ -92,6 +93,8 @@ class Guard:
             await self.app(inner, self._limited(receive), sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
+        except ClientDisconnect:  # while its body was coming: nobody reads an answer
+            status = GONE
         except Exception as error:
             if not (unread or isinstance(error, OSError)):
                 raise

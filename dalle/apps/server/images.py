@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,11 +20,21 @@ from dalle.apps.server.drawing import Drawing, Order, unless_gone
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.events import Drawn, Preview
 from dalle.apps.server.schema import form_schema, json_schema
+from dalle.images.transforms import crop_note
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.result import Result
 
 # Codes that it draws look at the text and at codes of the same image: there is no place for another image to be read
 _ONE_IMAGE = "this model draws on in one image and cannot take anything from others (/v1/blend can, with an unCLIP)"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image of a client's of which a part is kept."""
+
+    start: InitImage
+    used: dict[str, Any]  # what metadata says of it
+    notes: list[str]  # what its client should know
 
 
 class ImageRoutes:
@@ -58,11 +69,11 @@ class ImageRoutes:
         check_model(body, self.name)
         self.drawing.order(body, body.prompt)  # refuses what is wrong before anything is computed
         async with self.drawing.holding:
-            start, used = await self._edited(form, body)
-        return await self._gone_on(request, body, body.prompt, start, used)
+            source = await self._edited(form, body)
+        return await self._gone_on(request, body, body.prompt, source)
 
-    async def _edited(self, form: inputs.Form, body: EditBody) -> tuple[InitImage, dict[str, Any]]:
-        """What an edit keeps of its image, and what metadata says of it."""
+    async def _edited(self, form: inputs.Form, body: EditBody) -> _Source:
+        """What an edit keeps of its image."""
         image, used = await run_in_threadpool(self._image, form, "image")
         mask: Image.Image | None = None
         if body.keep_rows is None:
@@ -73,7 +84,7 @@ class ImageRoutes:
             used |= more
         elif "mask" in form.files:
             raise ApiError("give either mask or keep_rows, to say which part of the image is kept", "keep_rows")
-        return await self._encoded(image, body.keep_rows, mask), used | {"keep_rows": body.keep_rows}
+        return await self._source(image, body.keep_rows, mask, used)
 
     async def vary(self, request: Request) -> Response:
         """Generate variations of an image, whose first rows are kept."""
@@ -82,13 +93,9 @@ class ImageRoutes:
         check_model(body, self.name)
         self.drawing.order(body, body.prompt)
         async with self.drawing.holding:
-            start, used = await self._continued(form, body)
-        return await self._gone_on(request, body, body.prompt, start, used)
-
-    async def _continued(self, form: inputs.Form, body: VariationBody) -> tuple[InitImage, dict[str, Any]]:
-        """The first rows of an image, and what metadata says of them."""
-        image, used = await run_in_threadpool(self._image, form, "image")
-        return await self._encoded(image, body.keep_rows, None), used | {"keep_rows": body.keep_rows}
+            image, used = await run_in_threadpool(self._image, form, "image")
+            source = await self._source(image, body.keep_rows, None, used)
+        return await self._gone_on(request, body, body.prompt, source)
 
     def _image(self, form: inputs.Form, name: str) -> tuple[Image.Image, dict[str, Any]]:
         """The one file of this name, and its entry for the metadata."""
@@ -99,23 +106,26 @@ class ImageRoutes:
         if not files:
             raise ApiError(f"{name} is missing: send it as a file of the form", name, code="missing_required_parameter")
         if len(files) > 1:
-            raise ApiError(f"{len(files)} files in {name}: {_ONE_IMAGE}", name, code="too_many_images")
+            why = _ONE_IMAGE if name == "image" else "give one"
+            raise ApiError(f"{len(files)} files in {name}: {why}", name, code="too_many_images")
         facts = {"file": name, "sha256": hashlib.sha256(files[0]).hexdigest()}
         return inputs.read_image(files[0], name, self.settings.max_pixels), {name: facts}
 
-    async def _encoded(self, image: Image.Image, keep_rows: float | None, mask: Image.Image | None) -> InitImage:
+    async def _source(
+        self, image: Image.Image, keep_rows: float | None, mask: Image.Image | None, used: dict[str, Any]
+    ) -> _Source:
         try:
             start = await self.drawing.compute(lambda: self.pipe.encode_init_image(image, keep_rows, mask))
         except ApiError as error:
             error.param = error.param or ("mask" if mask is not None else "keep_rows")
             raise
         assert start is not None  # there is an image
-        return start
+        note = crop_note(image, *self.pipe.size)
+        return _Source(start, used | {"keep_rows": keep_rows}, [] if note is None else [note])
 
-    async def _gone_on(
-        self, request: Request, body: ImagesBody, prompt: str, start: InitImage, used: dict[str, Any]
-    ) -> Response:
-        order = self.drawing.order(body, prompt, start, used)
+    async def _gone_on(self, request: Request, body: ImagesBody, prompt: str, source: _Source) -> Response:
+        order = self.drawing.order(body, prompt, source.start, source.used)
+        order.notes.extend(source.notes)
         return await self._answer(request, body, order, "image_edit")
 
     async def _answer(self, request: Request, body: ImagesBody, order: Order, kind: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import re
 from collections.abc import Sequence
@@ -12,11 +13,9 @@ from typing import TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.types import Message
 
 from dalle.apps.server.errors import ApiError, from_validation, printable
 from dalle.files import RepeatedName, parse_json
@@ -25,6 +24,8 @@ from dalle.images.read import UnreadableImage, decode_image
 B = TypeVar("B", bound=BaseModel)
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_CHARSET = re.compile(r""";\s*charset=("[^"]*"|[^;]*)""", re.IGNORECASE)
+_CHARSETS = ("utf-8", "ascii", "iso8859-1")
 _FIELDS, _FILES = 40, 20  # of a form
 _TEXTS = ("prompt", "negative")  # may be empty; another empty field is what clients make of null: not given
 
@@ -58,6 +59,13 @@ async def read_json(request: Request, schema: type[B]) -> B:
         raise ApiError(f"the body is no JSON: {_reason(error)}", code="invalid_json") from None
 
 
+class _Parser(MultiPartParser):
+    ended = False  # the last boundary has come: starlette drops a part that has no end, and says nothing
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
 async def read_form(request: Request) -> Form:
     """The body of a request as a form.
 
@@ -65,34 +73,60 @@ async def read_form(request: Request) -> Form:
         ApiError: it is none, or has too many fields, or one of them twice.
     """
     _content_type(request, "multipart/form-data")
-    form, tail = Form(), b""
-
-    async def receiving() -> Message:
-        nonlocal tail
-        message = await request.receive()
-        tail = (tail + message.get("body", b""))[-100:]
-        return message
-
+    given = request.headers["content-type"]
+    charset = _charset(given)
+    # starlette takes for Latin-1 what is no UTF-8; as Latin-1, which any bytes are, it comes here as it was sent
+    headers = Headers({"content-type": f"{_CHARSET.sub('', given)}; charset=latin-1"})
+    parser = _Parser(headers, request.stream(), max_files=_FILES, max_fields=_FIELDS, max_part_size=2**20)
     try:
-        async with Request(request.scope, receiving).form(
-            max_files=_FILES, max_fields=_FIELDS, max_part_size=2**20
-        ) as given:
-            for name, value in given.multi_items():
-                if isinstance(value, UploadFile):
-                    # OpenAI's client names a field with several files image[]
-                    form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
-                elif name in form.fields:
-                    raise ApiError(f"the field {name} is there twice", name)
-                elif value and name.removesuffix("[]") in ("image", "mask"):
-                    raise ApiError(f"{name} is a text: send it as a file of the form (curl -F {name}=@FILE)", name)
-                elif value or name in _TEXTS:
-                    form.fields[name] = value
-    except (MultiPartException, HTTPException) as error:
-        detail = error.message if isinstance(error, MultiPartException) else error.detail
-        raise ApiError(f"the form cannot be read: {detail}") from None
-    if tail and not tail.rstrip().endswith(b"--"):  # the parser drops a part that has no end, and says nothing
-        raise ApiError("the form is cut off: its last boundary is missing", code="invalid_form")
+        content = await parser.parse()
+    except MultiPartException as error:
+        raise ApiError(f"the form cannot be read: {error.message}") from None
+    try:
+        if not parser.ended:
+            raise ApiError("the form is cut off: its last boundary is missing", code="invalid_form")
+        return await _form(content, charset)
+    finally:
+        await content.close()
+
+
+def _charset(content_type: str) -> str:
+    named = _CHARSET.search(content_type)
+    given = "utf-8" if named is None else named[1].strip('" ')
+    try:
+        charset = codecs.lookup(given).name
+    except (LookupError, ValueError):  # ValueError: a NUL
+        charset = ""
+    if charset not in _CHARSETS:
+        raise ApiError(f"the form's charset is {printable(given[:40])}: send it in UTF-8", status=415)
+    return charset
+
+
+async def _form(content: FormData, charset: str) -> Form:
+    """A form of what was sent in Latin-1's disguise."""
+    form = Form()
+    for sent, value in content.multi_items():
+        name = _decoded(sent, charset, "the name of a field", None)
+        if isinstance(value, UploadFile):
+            # OpenAI's client names a field with several files image[]
+            form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
+            continue
+        if value and name.removesuffix("[]") in ("image", "mask"):
+            raise ApiError(f"{name} is a text: send it as a file of the form (curl -F {name}=@FILE)", name)
+        shown = printable(name[:100])
+        text = _decoded(value, charset, shown, shown)
+        if name in form.fields:
+            raise ApiError(f"the field {shown} is there twice", shown)
+        if text or name in _TEXTS:
+            form.fields[name] = text
     return form
+
+
+def _decoded(text: str, charset: str, what: str, param: str | None) -> str:
+    try:
+        return text.encode("latin-1").decode(charset)
+    except UnicodeDecodeError:
+        raise ApiError(f"{what} is not in {charset.upper()}: send forms in UTF-8", param) from None
 
 
 def validated(schema: type[B], values: object) -> B:

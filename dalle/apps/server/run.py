@@ -21,6 +21,8 @@ from dalle.apps.server.guard import read_tokens
 from dalle.apps.server.memory import trimmer
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
+from dalle.device import pick_device
+from dalle.kernels.dispatch import prepare
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 
@@ -53,12 +55,16 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
         text_encoder=settings.text_encoder,
         **(given or {}),
     )
+    if pick_device(settings.device).type == "cpu":
+        prepare()  # before it says that it is ready, not while the first client waits
     unclip = None if settings.unclip is None else UnCLIP.from_pretrained(settings.unclip, device=settings.device)
     server(create_app(pipe, settings, unclip), settings).run()
 
 
 def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
     """uvicorn with our limits, for an application of `create_app`."""
+    # Anybody can cause warnings of wrong forms, and uvicorn's of wrong HTTP: a line of JSON for each request is enough
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -66,6 +72,7 @@ def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
         http=bounded_protocol(settings),
         ws="none",
         log_config=None,
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,

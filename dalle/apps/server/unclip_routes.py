@@ -21,6 +21,7 @@ from dalle.apps.server.errors import ApiError
 from dalle.apps.server.schema import json_schema
 from dalle.apps.server.tasks import LongWork
 from dalle.images.png import generation_texts, png_bytes
+from dalle.images.transforms import crop_note
 from dalle.pipelines.unclip import UnCLIP
 
 
@@ -52,6 +53,7 @@ class UnCLIPRoutes:
             [body.seed + number for number in range(body.n)],
             options,
             "vary",
+            _notes([image]),
         )
 
     async def blend(self, request: Request) -> Response:
@@ -63,8 +65,9 @@ class UnCLIPRoutes:
             raise ApiError(f"items has a text of {longest:,} characters: at most {self.settings.max_prompt:,}", "items")
         urls = [one for one in body.items if one.startswith("data:")]
         async with self.work.drawing.holding:
-            images = iter(await self.work.drawing.decoded(urls, "items"))
-        items = [next(images) if one.startswith("data:") else one for one in body.items]
+            images = await self.work.drawing.decoded(urls, "items")
+        left = iter(images)
+        items = [next(left) if one.startswith("data:") else one for one in body.items]
         options = {"weights": body.weights, "frames": body.frames, "steps": body.steps}
         return await self._answer(
             request,
@@ -72,6 +75,7 @@ class UnCLIPRoutes:
             [body.seed],
             options,
             "blend",
+            _notes(images),
         )
 
     async def _answer(
@@ -81,6 +85,7 @@ class UnCLIPRoutes:
         seeds: Sequence[int],
         options: dict[str, Any],
         kind: str,
+        notes: dict[str, list[str]],
     ) -> Response:
         def work(step: Callable[[], None], _report: Callable[[Any], None]) -> Any:
             step()
@@ -88,7 +93,7 @@ class UnCLIPRoutes:
                 images = make()
             own = [seeds[min(number, len(seeds) - 1)] for number in range(len(images))]  # frames of a blend share one
             data = [self._file(image, seed, options) for image, seed in zip(images, own, strict=True)]
-            return {"created": int(time.time()), "data": data, "options": options}
+            return {"created": int(time.time()), "data": data, "options": options, **notes}
 
         return await self.work.answer(request, work, False, kind)
 
@@ -101,6 +106,12 @@ class UnCLIPRoutes:
             raise ApiError(f"{images} images: at most {self.settings.max_n} at a time", "n")
         if steps > self.settings.max_steps:
             raise ApiError(f"steps is {steps}: at most {self.settings.max_steps}", "steps")
+
+
+def _notes(images: Sequence[Image.Image]) -> dict[str, list[str]]:
+    """What the client should know of its images, which are made square."""
+    notes = [note for image in images if (note := crop_note(image, 1, 1)) is not None]
+    return {"notes": notes} if notes else {}
 
 
 @contextlib.contextmanager

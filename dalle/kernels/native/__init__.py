@@ -16,6 +16,7 @@ from dalle.kernels.native import (
     sample,
     winograd,
 )
+from dalle.kernels.native.bindings import functions
 
 operations: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
@@ -26,4 +27,10 @@ operations: dict[str, Callable[..., Any]] = {
     )
 }
 
-__all__ = ["operations"]
+
+def prepare() -> None:
+    """Compile the kernels now if they are not yet, so that no operation waits for a compiler."""
+    functions()
+
+
+__all__ = ["operations", "prepare"]

@@ -60,7 +60,10 @@ def library() -> ctypes.CDLL | None:
         if isinstance(error, subprocess.TimeoutExpired):  # whose message is the whole command
             output = f"the compiler took more than {error.timeout:.0f} seconds"
         output = (output.decode(errors="replace") if isinstance(output, bytes) else output).strip().splitlines()
-        logger.warning("native kernels cannot be compiled, using PyTorch's, which are slower: %s", " ".join(output[:3]))
+        text = " ".join(output[:3])
+        if "failed to map segment" in text:  # the loader's words for a file system without programs
+            text = f"{path.parent} is mounted noexec: mount it exec (docker: --tmpfs /tmp:exec), or set XDG_CACHE_HOME"
+        logger.warning("native kernels cannot be compiled, using PyTorch's, which are slower: %s", text)
         return None
 
 

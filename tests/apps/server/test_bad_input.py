@@ -80,6 +80,7 @@ JSON: dict[str, tuple[dict[str, Any], str, str]] = {
     "temperature": ({"prompt": "a", "temperature": -1}, "temperature", "temperature is -1"),
     "tiny temperature": ({"prompt": "a", "temperature": 1e-300}, "temperature", "or at least 1e-09"),
     "seed": ({"prompt": "a", "seed": -1}, "seed", "seed: "),
+    "seed that was rounded": ({"prompt": "a", "seed": 9007199254740994.0}, "seed", "write all digits"),
     "last seed": ({"prompt": "a", "seed": 2**63 - 1, "n": 2}, "seed", "the last must be"),
     "fewer candidates": ({"prompt": "a", "n": 4, "candidates": 2}, "candidates", "as many at least"),
     "candidates": ({"prompt": "a", "candidates": 10**6}, "candidates", "at most 64"),
@@ -157,6 +158,49 @@ def test_forms_that_are_cut_off_are_refused(served: Running) -> None:
         for content in (part % b"prompt" + part % b"seed", part % b"prompt" + (part % b"seed")[:-3]):
             answer = http.post("/v1/images/variations", content=content, headers=headers)
             assert answer.status_code == 400 and "cut off" in answer.json()["error"]["message"]
+
+
+def multipart(*parts: tuple[bytes, bytes], tail: bytes = b"--x--\r\n") -> bytes:
+    """A form of the heads and contents of its parts, between boundaries x."""
+    return b"".join(b"--x\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % part for part in parts) + tail
+
+
+IMAGE = (b'name="image"; filename="a.png"', png(16, 16))
+FORMS: dict[str, tuple[bytes, str, int, str]] = {
+    "latin": (multipart((b'name="prompt"', b"\xe9"), IMAGE), "", 400, "prompt is not in UTF-8"),
+    "name in bytes": (multipart((b'name="\xff"', b"a"), IMAGE), "", 400, "name of a field is not in UTF-8"),
+    "UTF-16": (multipart(IMAGE), "; charset=utf-16", 415, "charset is utf-16"),
+    "no charset": (multipart(IMAGE), '; charset="a\u0300"', 415, "send it in UTF-8"),
+    "ends as a boundary does": (multipart(IMAGE, (b'name="user"', b"a--"), tail=b"")[:-2], "", 400, "cut off"),
+    "file name in RFC 5987's form": (
+        multipart((b"name=\"image\"; filename*=UTF-8''a.png", png(16, 16))), "", 400, "send it as a file"
+    ),
+    "no boundary": (multipart(IMAGE), "; boundary=y", 400, "form cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_odd_forms_are_refused(served: Running, name: str) -> None:
+    content, more, status, message = FORMS[name]
+    headers = {"Content-Type": f"multipart/form-data; boundary=x{more}".encode()}
+    with served.http() as http:
+        answer = http.post("/v1/images/variations", content=content, headers=headers)
+    assert answer.status_code == status and message in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "charset"), [("दिल ü".encode(), ""), ("ü".encode("latin-1"), "; charset=ISO-8859-1")]
+)
+def test_forms_are_read_in_their_charset(served: Running, prompt: bytes, charset: str) -> None:
+    """With words after the last boundary, which are no part of a form, and a file whose name turns the text around."""
+    file = ('name="image"; filename="\u202eदिल.png"'.encode(), png(16, 16))
+    content = multipart((b'name="prompt"', prompt), (b'name="seed"', b"3"), file, tail=b"--x--\r\nand so on" * 20)
+    with served.http() as http:
+        headers = {"Content-Type": f"multipart/form-data{charset}; boundary=x"}
+        answer = http.post("/v1/images/variations", content=content, headers=headers)
+    assert answer.status_code == 200, answer.text
+    drawn = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+    assert drawn.text["prompt"] == prompt.decode("latin-1" if charset else "utf-8")  # type: ignore[attr-defined]
 
 
 def test_image_as_text_is_asked_for_as_a_file(served: Running) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dalle.apps.server.address import check_address
-from dalle.apps.server.run import serve
+from dalle.apps.server.run import GracefulServer, serve
 from dalle.apps.server.settings import ServeConfig
 from support.server import running, until
 
@@ -63,6 +63,34 @@ def test_metrics_count_requests_images_tokens_and_seconds(tiny_model: Path) -> N
     assert float(values["dalle_drawing_seconds_total"]) > 0
 
 
+def test_wrong_requests_are_one_line_each(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Clients that hang up while they send, forms that are none, what is no HTTP; no other library's word."""
+    caplog.set_level(logging.INFO)
+    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with running(tiny_model) as served, served.http() as http:
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        assert http.post("/v1/images/edits", content=b"--y\r\n", headers=form).status_code == 400
+        requests = (
+            b"nonsense\r\n\r\n",
+            head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            head + b"Content-Length: 99\r\n\r\n{",
+        )
+        for number, request in enumerate(requests, 2):
+            with socket.create_connection(served.address, timeout=20) as one:
+                one.sendall(request)
+                if number < 4:
+                    assert one.recv(12) == b"HTTP/1.1 400"
+                else:
+                    until(lambda: bool(served.server.server_state.tasks))
+            until(lambda number=number: len(lines(caplog)) >= number)  # type: ignore[misc]
+        until(lambda: len(lines(caplog)) == 5)
+    statuses = [line["status"] for line in lines(caplog)]
+    assert statuses == [400, 400, 400, 499, 499] and lines(caplog)[1]["why"] == "no HTTP"
+    others = [record for record in caplog.records if record.name not in ("dalle.server", "httpx")]
+    assert not [record.getMessage() for record in others if record.name.startswith(("uvicorn", "python_multipart"))]
+    assert "Traceback" not in caplog.text
+
+
 def test_address_is_logged_once_the_server_listens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dalle.server")
     with running(tiny_model) as served:
@@ -79,6 +107,14 @@ def test_taken_port_and_wrong_host_are_refused_before_the_model_is_loaded() -> N
         with pytest.raises(ValueError, match="give another with --host, such as 127.0.0.1$"):
             serve(ServeConfig(port=0, host=host, model="nowhere"))
     check_address("localhost", 0)
+
+
+def test_kernels_are_compiled_before_the_server_is_ready(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("dalle.apps.server.run.prepare", lambda: done.append("compiled"))
+    monkeypatch.setattr(GracefulServer, "run", lambda _self: done.append("listening"))
+    serve(ServeConfig(model=str(tiny_model), device="cpu", port=0))
+    assert done == ["compiled", "listening"]
 
 
 def test_default_settings_serve_this_machine_only() -> None:

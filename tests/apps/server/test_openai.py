@@ -175,6 +175,19 @@ def test_clients_nulls_and_options_of_other_models_change_nothing(served: Runnin
         assert image_of(answer.data[0]).convert("RGB").tobytes() == alone.images[0].tobytes()
 
 
+def test_clients_are_told_what_is_cut_off_their_image(served: Running, caplog: pytest.LogCaptureFixture) -> None:
+    wide = png(noise().resize((24, 16)))
+    notes = ["image of 24x16 cropped to its central square"]
+    answer = served.openai().images.edit(image=("a.png", wide), prompt="", extra_body={"keep_rows": 2})
+    assert answer.notes == notes  # type: ignore[attr-defined]
+    events = list(
+        served.openai().images.edit(image=("a.png", wide), prompt="", stream=True, extra_body={"keep_rows": 2})
+    )
+    assert events[-1].notes == notes  # type: ignore[union-attr]
+    answer = served.openai().images.create_variation(image=("a.png", png(noise())))
+    assert not hasattr(answer, "notes") and "cropped" not in caplog.text
+
+
 def test_several_images_to_edit_are_refused(served: Running) -> None:
     """What OpenAI's models do with them, this one cannot: nothing is left out in silence."""
     both = [("a.png", png(noise())), ("b.png", png(noise()))]

@@ -21,7 +21,7 @@ from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
-from support.browser import Opened, chromium, opened, pixels, violations
+from support.browser import Opened, chromium, draw, opened, pixels, violations
 from support.published.language_models import byte_level
 from support.server import Pause, Running, running
 from support.tiny_model import GRID, IMAGE_SIZE
@@ -65,18 +65,6 @@ def png(seed: int) -> dict[str, Any]:
     buffer = io.BytesIO()
     picture(seed).save(buffer, "PNG")
     return {"name": f"{seed}.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
-
-
-def draw(one: Opened, prompt: str, **options: str) -> None:
-    """Draw and wait for the images."""
-    page = one.page
-    page.locator("#options").evaluate("element => { element.open = true; }")
-    for name, value in {"n": "1", "candidates": "", "seed": "7", **options}.items():
-        page.fill(f"#{name}", value)
-    page.fill("#prompt", prompt)
-    before = page.locator("#history li").count()
-    page.click("#go")
-    page.wait_for_selector(f"#history li:nth-child({before + 1})")
 
 
 def kept_rows(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:

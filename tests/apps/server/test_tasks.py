@@ -159,6 +159,7 @@ def test_variations_and_blends_equal_the_pipelines(served: Running, unclip: UnCL
     with served.http() as http:
         body = {"image": url(one), "n": 2, "eta": 0.7, "seed": 4, "steps": 3}
         varied = http.post("/v1/vary", json=body)
+        wide = http.post("/v1/vary", json=body | {"image": url(one.resize((24, 16))), "n": 1, "steps": 1})
         blended = http.post("/v1/blend", json={"items": [url(one), "a red heart"], "frames": 3, "seed": 1, "steps": 3})
         mixed = http.post(
             "/v1/blend", json={"items": [url(one), url(other), "a"], "weights": [1, 0.5, 2], "seed": 1, "steps": 3}
@@ -171,7 +172,8 @@ def test_variations_and_blends_equal_the_pipelines(served: Running, unclip: UnCL
         assert answer.status_code == 200, answer.text
         got = [image_of(entry).convert("RGB").tobytes() for entry in answer.json()["data"]]
         assert got == [image.tobytes() for image in expected]
-    assert [entry["seed"] for entry in varied.json()["data"]] == [4, 5]
+    assert [entry["seed"] for entry in varied.json()["data"]] == [4, 5] and "notes" not in varied.json()
+    assert wide.json()["notes"] == ["image of 24x16 cropped to its central square"]
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str, str]] = {

@@ -68,6 +68,20 @@ def test_missing_native_kernels_are_explained_in_the_log(
     assert second.startswith("no C++ compiler found (g++ or clang++, or $CXX)")
 
 
+def test_cache_without_programs_is_named(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tmpfs of Docker's is noexec unless told: what is compiled there cannot be loaded."""
+
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refuse)
+    monkeypatch.setattr(build, "is_intact", lambda path: True)
+    assert build.library.__wrapped__() is None
+    assert f"{toy} is mounted noexec" in caplog.text and "--tmpfs /tmp:exec" in caplog.text
+
+
 def test_compiler_that_takes_too_long_is_explained(
     toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

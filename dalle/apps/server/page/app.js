@@ -1,5 +1,6 @@
 // The page: which parts there are, tabs, and what is clicked, typed and dropped.
 import { $, SAMPLING, attempt, call, shared } from "./common.js";
+import { card } from "./card.js";
 import { draw } from "./draw.js";
 import { fromLink, opened, showHistory } from "./history.js";
 import "./clip.js";
@@ -21,7 +22,7 @@ async function start() {
   $("tab-search").hidden = model.index === null;
   $("tab-classify").hidden = !model.clip;
   $("card-box").hidden = !model.card;
-  $("card").textContent = model.card ?? "";
+  $("card").replaceChildren(...card(model.card ?? ""));
   await fromLink();
 }
 

@@ -1,10 +1,11 @@
 // Drawing: options, the stream of events, and the grid of candidates.
-import { $, SAMPLING, Work, attempt, call, events, fileUrl, fill, random, say, shared, tile } from "./common.js";
+import { $, BROKEN_OFF, SAMPLING, Work, attempt, call, events, fileUrl, fill, random, say, shared, tile } from "./common.js";
 import { enlarge } from "./large.js";
 import { remember } from "./history.js";
 
 export const FIELDS = ["n", "candidates", "seed", ...SAMPLING, "negative"];
 const TEXTS = ["prompt", "negative", "seed"];  // a seed too: JavaScript has no whole numbers above 2^53, and the server has
+const PREVIEWS = 8;  // of an image: each is decoded and sent, which takes longer the larger images are
 const work = new Work("", $("go"));
 
 function options() {
@@ -24,7 +25,7 @@ export function draw(path = "/v1/images/generations", files = null, extra = {}) 
   return attempt(async () => {
     if (!shared.model) throw new Error("The model is not there yet.");
     const values = { prompt: $("prompt").value.trim(), ...options(), ...extra };
-    const stream = { stream: true, partial_images: Math.min(64, shared.model.grid[0]) };
+    const stream = { stream: true, partial_images: Math.min(PREVIEWS, shared.model.grid[0]) };
     let body = { ...numbers(values), ...stream };
     if (files) {
       body = new FormData();
@@ -56,6 +57,7 @@ async function follow(answer, values, edited) {
       }
       work.at(shares.reduce((a, b) => a + b) / count);
     }
+    if (done.length < Math.min(count, values.n)) throw new Error(BROKEN_OFF);
   } catch (error) {  // what there is stays, and can be gone on from
     for (const button of tiles) if (!button.querySelector("img")) button.remove();
     for (const button of parts.keys()) button.querySelector("span").textContent = "stopped";

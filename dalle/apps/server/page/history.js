@@ -3,7 +3,8 @@ import { $, SAMPLING, canvasOf, dataUrl, fill, say, shared, tile } from "./commo
 import { FIELDS, draw } from "./draw.js";
 import { enlarge } from "./large.js";
 
-const HISTORY = "dalle.history", KEPT = 24;
+const HISTORY = "dalle.history", KEPT = 24, DIGITS = 12;  // of a model's hash, in links
+const OTHER_MODEL = "Another model drew this image: this one will draw another.";
 
 function link(values) { return `#${new URLSearchParams(values)}`; }
 
@@ -11,7 +12,8 @@ function past() { try { return JSON.parse(localStorage.getItem(HISTORY)) ?? []; 
 
 export async function remember(values, url, edited) {
   const small = (await canvasOf(url, 64, 64)).canvas.toDataURL("image/png");
-  const list = [{ values, small, edited }, ...past()].slice(0, KEPT);
+  const model = (shared.model.sha256 ?? "").slice(0, DIGITS);
+  const list = [{ values: { ...values, model }, small, edited }, ...past()].slice(0, KEPT);
   try { localStorage.setItem(HISTORY, JSON.stringify(list)); } catch { say("The browser has no room for the history."); }
   showHistory();
 }
@@ -43,6 +45,7 @@ export async function fromLink() {
   if (!("prompt" in values)) return;
   setFields(values);
   await draw();
+  if (!(shared.model.sha256 ?? "").startsWith(values.model ?? "")) say(`${OTHER_MODEL} ${$("message").textContent}`);
 }
 
 function textsOf(buffer) {  // iTXt chunks of a PNG, which are not compressed in ours
@@ -76,7 +79,7 @@ export async function opened(file) {
   $("options").open = true;
   $("status").textContent = "Its options are back.";
   const off = SAMPLING.filter((name) => (used[name] ?? null) === null && shared.model.sampling[name] !== null);
-  if (texts.model !== shared.model.sha256) say("Another model drew this image: this one will draw another.");
+  if (texts.model !== shared.model.sha256) say(OTHER_MODEL);
   else if (off.length) say(`It was drawn without ${off.join(", ")}, which an empty field leaves at the model's own value.`);
   else if (used.image) say("It was drawn from another image, which its file does not hold.");
 }

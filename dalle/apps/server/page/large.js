@@ -2,7 +2,7 @@
 import { $, attempt, canvasOf, random, shared } from "./common.js";
 import { draw } from "./draw.js";
 
-let shown = null, cells = new Set(), cursor = 0;
+let shown = null, cells = new Set(), cursor = 0, last = null;  // last: place of the pointer in a stroke
 
 export function enlarge(image) {
   shown = image;
@@ -44,11 +44,26 @@ function paintCells() {  // the model draws whole cells, so that whole cells are
   $("anew").disabled = cells.size === 0;
 }
 
+const BRUSH = 1 / 16;  // of the width, around the pointer: single cells of a fine grid are hard to hit
+
+function mark(x, y) {  // around a place, in cells
+  const [rows, columns] = shared.model.grid, radius = BRUSH * columns;
+  for (let row = Math.max(0, Math.floor(y - radius)); row < Math.min(rows, y + radius); row++) {
+    for (let column = Math.max(0, Math.floor(x - radius)); column < Math.min(columns, x + radius); column++) {
+      const own = row === Math.floor(y) && column === Math.floor(x);
+      if (own || Math.hypot(column + 0.5 - x, row + 0.5 - y) < radius) cells.add(row * columns + column);
+    }
+  }
+}
+
 function pointed(event) {
   const [rows, columns] = shared.model.grid, box = $("mask").getBoundingClientRect();
-  const x = Math.floor((event.clientX - box.left) / box.width * columns), y = Math.floor((event.clientY - box.top) / box.height * rows);
-  if (x < 0 || y < 0 || x >= columns || y >= rows) return;
-  cells.add(cursor = y * columns + x);
+  const x = (event.clientX - box.left) / box.width * columns, y = (event.clientY - box.top) / box.height * rows;
+  const from = event.type === "pointerdown" || !last ? { x, y } : last;
+  const steps = Math.ceil(2 * Math.hypot(x - from.x, y - from.y)) || 1;  // a quick stroke has few events
+  for (let i = 1; i <= steps; i++) mark(from.x + (x - from.x) * i / steps, from.y + (y - from.y) * i / steps);
+  last = { x, y };
+  if (x >= 0 && y >= 0 && x < columns && y < rows) cursor = Math.floor(y) * columns + Math.floor(x);
   paintCells();
 }
 

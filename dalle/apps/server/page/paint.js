@@ -1,5 +1,5 @@
 // Painting: an image is changed step by step until CLIP finds the prompt in it.
-import { $, Work, attempt, call, dataUrl, events, fileUrl, fill, preview, random } from "./common.js";
+import { $, BROKEN_OFF, Work, attempt, call, dataUrl, events, fileUrl, fill, preview, random } from "./common.js";
 import { enlarge } from "./large.js";
 
 const work = new Work("paint-", $("paint-go"));
@@ -17,11 +17,14 @@ async function paint(signal) {
   const [file] = $("paint-image").files;
   if (file) Object.assign(body, { image: await dataUrl(file), init_weight: 1 });
   const answer = await call("/v1/paint", body, signal);
+  let whole = false;
   for await (const event of events(answer)) {
     if (event.error) throw new Error(event.error.message);
     showPainting(event, body.prompt);
+    whole = event.type.endsWith(".completed");
     work.at(event.progress);
   }
+  if (!whole) throw new Error(BROKEN_OFF);
 }
 
 $("paint-form").onsubmit = (event) => { event.preventDefault(); attempt(() => work.run(paint)); };
