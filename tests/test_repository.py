@@ -25,6 +25,7 @@ from dalle.cli.parser import CommandLine
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
+from dalle.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.training.init_config import resolve_recipe, with_initial_config
@@ -84,7 +85,10 @@ def parameters(recipe: Recipe) -> int:
         elif isinstance(recipe, DALLERecipe):
             model = DALLE(recipe.model)
         elif isinstance(recipe, PriorRecipe):
-            model = build_prior(recipe.model)
+            shape = recipe.model  # an autoregressive one that counts its components on its data may have all
+            if isinstance(shape, AutoregressivePriorConfig) and shape.components is None:
+                shape = replace(shape, components=shape.embed_dim)
+            model = build_prior(shape)
         elif isinstance(recipe, DiffusionRecipe):
             model = build_diffusion(recipe.model)
         else:

@@ -115,7 +115,7 @@ def _from_model_folder(
     return Components(
         model,
         read,
-        _load_images(own or images, recorded_codes(folder), model, str(folder.path), device),
+        _load_images(own or images, None if own else recorded_codes(folder), model, str(folder.path), device),
         load_clip(clip or folder.component("clip"), device) if clip is not None or "clip" in components else None,
         from_dict(SamplingConfig, folder.config.get("sampling") or {}, folder.origin),
         folder.sha256,

@@ -35,7 +35,7 @@ _NAMES = {
 class ImageCodes:
     """The codes of an image tokenizer; what is empty or 0 is not known."""
 
-    network: str
+    network: str = ""
     """`kind` of its config."""
     quantizer: str = ""
     """How latents become codes: euclidean, cosine or dot (the distance), gumbel or fsq."""
@@ -94,7 +94,7 @@ def check_codes(wanted: ImageCodes | None, shape: _AnyConfig, source: str) -> No
     if wanted is None:
         return
     found = codes_of(shape)
-    same = found.network == wanted.network and wanted.quantizer in ("", found.quantizer)
+    same = wanted.network in ("", found.network) and wanted.quantizer in ("", found.quantizer)
     if same and found.codes == wanted.codes:
         same = wanted.channels in (0, found.channels) and wanted.factor in (0, found.factor)
     if not same:
