@@ -83,7 +83,11 @@ def running(
     config = ServeConfig(model=str(folder), **settings)
     app = create_app(pipe, config, unclip)
     own = server(app, config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # As the command listens: asyncio sends answers at once (TCP_NODELAY) on sockets that say their protocol only. Others
+    # hold back what follows an answer's head until the client has acknowledged that, 40 ms later
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         port = listener.getsockname()[1]
         thread = threading.Thread(target=own.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
