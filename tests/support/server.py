@@ -83,8 +83,8 @@ def running(
     config = ServeConfig(model=str(folder), **settings)
     app = create_app(pipe, config, unclip)
     own = server(app, config)
-    # As the command listens: asyncio sends answers at once (TCP_NODELAY) on sockets that say their protocol only. Others
-    # hold back what follows an answer's head until the client has acknowledged that, 40 ms later
+    # As the command listens: asyncio sends answers at once (TCP_NODELAY) only on sockets that name their protocol.
+    # Others hold back what follows the head of an answer until the client has acknowledged it, 40 ms later
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
