@@ -19,7 +19,7 @@ import dalle
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("dalle", "configs", "models", "tokenizers")
 FILES = ("train.py", "sample.py", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
-LARGEST = 70_000_000  # bytes
+LARGEST = 40_000_000  # bytes
 
 
 @pytest.fixture(scope="module")
