@@ -16,7 +16,7 @@ from dalle.data.custom.cells import parse_image_cell
 from dalle.data.custom.columns import image_column
 from dalle.data.custom.folder import FolderSource, count_unsupported, no_images
 from dalle.data.custom.open_source import expand_pattern, is_hub_id
-from dalle.data.custom.parquet import hub_source, is_saved, parquet_source, saved_source
+from dalle.data.custom.parquet import ArrowRecords, hub_source, is_saved, parquet_source, saved_source
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record
 from dalle.data.custom.walk import log_ignored, walk
 from dalle.data.custom.webdataset import TarSource
@@ -88,7 +88,7 @@ def _with_names_of_options(error: ValueError) -> str:
 def _items(source: Source) -> Iterator[Item | str]:
     local = Path(source.path)
     if is_hub_id(source.path):
-        yield from _of_hub(source)
+        yield from _of_dataset(source.path, source)
     elif local.is_dir():
         yield from _of_folder(local, source)
     else:
@@ -108,12 +108,10 @@ def read_item(row: dict[str, object], source: Source) -> Record:
     if number < 0:  # in a file of its own, or in a tar
         return Record(path, image=FileSpan(file, int(str(row["offset"])), int(str(row["size"]))))
     if is_hub_id(file):
-        return hub_source(file, source.split, source.image, source.caption, None, False).rows().record(number)
+        return _dataset_rows(file, source).record(number)
     try:
         if is_saved(Path(file)):
-            return (
-                saved_source(Path(file), source.split, source.image, source.caption, None, False).rows().record(number)
-            )
+            return _dataset_rows(file, source).record(number)
         with parquet.ParquetFile(file) as table:
             column = image_column(source.image, table.schema_arrow.names, file)
             for group in range(table.num_row_groups):
@@ -130,7 +128,7 @@ def read_item(row: dict[str, object], source: Source) -> Record:
 
 def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
     if is_saved(root):
-        yield from _of_saved(root, source)
+        yield from _of_dataset(str(root), source)
         return
     found = walk(root)
     files = found.files
@@ -178,18 +176,19 @@ def _of_table(file: Path, source: Source) -> Iterator[Item | str]:
         yield Item(f"{file}/{row}", str(file), 0, -1, row, stamp, rows, row, 0)
 
 
-def _of_hub(source: Source) -> Iterator[Item | str]:
-    rows = hub_source(source.path, source.split, source.image, source.caption, None, False).rows()
+def _of_dataset(name: str, source: Source) -> Iterator[Item | str]:
+    rows = _dataset_rows(name, source)
     stamp = f"{source.split} {rows.table._fingerprint}"  # changes with the data
     for row in range(len(rows)):
-        yield Item(f"{source.path}/{source.split}/{row}", source.path, 0, -1, row, stamp, rows, row, 0)
+        yield Item(f"{name}/{source.split}/{row}", name, 0, -1, row, stamp, rows, row, 0)
 
 
-def _of_saved(root: Path, source: Source) -> Iterator[Item | str]:
-    rows = saved_source(root, source.split, source.image, source.caption, None, False).rows()
-    stamp = f"{source.split} {rows.table._fingerprint}"
-    for row in range(len(rows)):
-        yield Item(f"{root}/{source.split}/{row}", str(root), 0, -1, row, stamp, rows, row, 0)
+def _dataset_rows(name: str, source: Source) -> ArrowRecords:
+    """The records of a data set of the hub, or of a folder that `save_to_disk` wrote."""
+    columns = (source.image, source.caption, None, False)
+    if is_hub_id(name):
+        return hub_source(name, source.split, *columns).rows()
+    return saved_source(Path(name), source.split, *columns).rows()
 
 
 def _stamp(file: str) -> str:

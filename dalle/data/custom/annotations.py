@@ -20,7 +20,6 @@ _CAPTIONS = (*CAPTIONS, "prompt", "comment", "sentences")
 _MAX_BYTES = 2**28  # of a table; COCO's largest is a third of that
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt")  # extensions of what may be such a table
 
-
 IN_PARQUET = "tables that hold the images themselves are read as Parquet files"
 
 

@@ -62,7 +62,8 @@ class TarSource(Source):
             raise ValueError(
                 f"{files[0]} holds no images among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
             )
-        _require_records(files)
+        if not first:
+            _require_records(files)
         columns = dict.fromkeys(column for group in first for column in (*group.images, *_columns(group)))
         if image is not None and image not in columns:
             raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
