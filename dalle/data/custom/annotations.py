@@ -12,7 +12,7 @@ from typing import Any
 
 from dalle.data.custom.columns import CAPTIONS, usual_name
 from dalle.data.custom.metadata import read_rows
-from dalle.data.custom.texts import parse_json
+from dalle.data.custom.texts import read_json
 
 # Columns with an image's path or name, and with its caption, in tables of others
 _NAMES = ("file_name", "image_file_name", "image", "image_path", "image_name", "filename", "filepath", "path", "file")
@@ -42,7 +42,7 @@ def read_caption_table(file: Path, caption: str | None = None) -> CaptionTable |
         if file.stat().st_size > _MAX_BYTES:
             return f"it has more than {_MAX_BYTES:,} bytes"
         if file.suffix.lower() == ".json":
-            rows = _of_json(parse_json(file.read_bytes()), caption)
+            rows = _of_json(read_json(file.read_bytes()), caption)
         else:
             rows = _of_objects((row for _, row in read_rows(file)), caption)
     except (OSError, ValueError) as error:

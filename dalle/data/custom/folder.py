@@ -12,7 +12,7 @@ from dalle.data.custom.columns import CAPTIONS, read_captions, usual_name
 from dalle.data.custom.listed import ListedImages, key_of
 from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.records import EMPTY, FileSpan, Record, RecordIndex, Shard, Source, require_utf8
-from dalle.data.custom.texts import decode_text, parse_json
+from dalle.data.custom.texts import decode_text, read_json
 from dalle.data.custom.walk import count_by_extension, describe_ignored, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 
@@ -136,7 +136,7 @@ class _SidecarCaptions:
         return Record(key, captions, FileSpan(str(image)), None, fault)
 
     def _entry(self, content: bytes) -> Any:
-        entries = parse_json(content)
+        entries = read_json(content)
         name = usual_name(entries, self.entries) if isinstance(entries, dict) else None
         return None if name is None else entries[name]
 

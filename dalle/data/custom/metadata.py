@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.texts import decode_text, parse_json
+from dalle.data.custom.texts import decode_text, read_json
 
 Row = tuple[str, dict[str, Any]]
 """Where it is ("line 3"), and its columns."""
@@ -41,7 +41,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
     for line, text in enumerate(_lines(file), 1):
         if text.strip():
             try:
-                row = parse_json(text.strip())
+                row = read_json(text.strip())
             except ValueError as error:
                 reason = str(error).partition(": line ")[0]  # the line of this text, which is one line
                 raise ValueError(

@@ -32,8 +32,8 @@ def decode_text(content: bytes) -> str:
     return text
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; bytes are decoded by `decode_text`.
+def read_json(text: str | bytes) -> Any:
+    """Parse JSON as other tools write it, with NaN and repeated names; bytes are decoded by `decode_text`.
 
     Raises:
         ValueError: it is no JSON, nested too deep, or holds a number of thousands of digits.

@@ -18,7 +18,7 @@ from unicodedata import normalize
 
 from dalle.data.custom.columns import CAPTIONS, caption_column, read_captions, usual_name
 from dalle.data.custom.records import FileSpan, Record, RecordIndex, Shard, Source, require_utf8
-from dalle.data.custom.texts import parse_json
+from dalle.data.custom.texts import read_json
 from dalle.data.custom.walk import count_by_extension, describe_ignored, log_ignored_once
 from dalle.files import lfs_pointer
 from dalle.images.read import EXTENSIONS
@@ -242,7 +242,7 @@ def _has_end_marker(file: Path, end: int) -> bool:
 
 def _entries(group: _Group) -> dict[str, Any]:
     own = (f"{of}.json" for of in group.images if f"{of}.json" in group.texts)  # a.jpg.json
-    content = parse_json(group.texts.get("json") or group.texts.get(next(own, ""), b"{}"))
+    content = read_json(group.texts.get("json") or group.texts.get(next(own, ""), b"{}"))
     return content if isinstance(content, dict) else {}
 
 
