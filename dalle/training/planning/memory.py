@@ -63,7 +63,9 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     trained = size.parameters if adapters is None else adapters.parameters
     state = _FLOAT * trained // share  # ZeRO-3
     weights = state if adapters is None else _FLOAT * (size.parameters + trained) // share
-    kept = 2 * state - (_FLOAT * size.matrices if setup.muon else 0)  # moments
+    # Muon trains all matrices of adapters
+    matrices, matrix = (size.matrices, size.matrix) if adapters is None else (adapters.parameters, adapters.matrix)
+    kept = 2 * state - _FLOAT * matrices * setup.muon  # moments
     static = weights + kept + state * setup.average
     heads, allreduce_buffer = _heads(size, setup), state if setup.layout == "ddp" and setup.devices > 1 else 0
     parts = _activations(size, setup)
@@ -96,7 +98,7 @@ def memory(size: ModelSize, setup: TrainSetup) -> Memory:
         heads=max(heads.forward, heads.backward),
         allreduce_buffer=allreduce_buffer,
         # The last: gradients and their copy, before the step, or what one matrix takes in it
-        peak=static + max(*moments, state + max(allreduce_buffer, _STEP_OF_MATRIX * size.matrix * setup.muon)),
+        peak=static + max(*moments, state + max(allreduce_buffer, _STEP_OF_MATRIX * matrix * setup.muon)),
     )
 
 

@@ -79,10 +79,12 @@ class Adapters:
 
     Attributes:
         parameters: of all adapters.
+        matrix: parameters of the largest matrix among them.
         rank: of each.
     """
 
     parameters: int
+    matrix: int
     rank: int
 
     @classmethod
@@ -98,7 +100,8 @@ class Adapters:
         if not adapted:
             there = sorted({name.rpartition(".")[2] for name in layers})
             raise ValueError(f"no layer has a name of lora.targets: this model's are {', '.join(there)}")
-        return cls(sum(lora.rank * (one.in_features + one.out_features) for one in adapted), lora.rank)
+        sides = [side for one in adapted for side in (one.in_features, one.out_features)]
+        return cls(lora.rank * sum(sides), lora.rank * max(sides), lora.rank)
 
 
 @dataclass(frozen=True)

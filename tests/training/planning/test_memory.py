@@ -40,7 +40,7 @@ def measured(
     if lora is not None:
         add_lora(model, lora)
     trained = model if lora is None else changes(model)
-    optimizer, average = build_optimizer(trained, optim or OptimConfig()), None if lora is not None else EMA(model, 0.9)
+    optimizer, average = build_optimizer(model, optim or OptimConfig()), None if lora is not None else EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
@@ -126,6 +126,17 @@ def test_planned_memory_with_muon_equals_the_measured_peak(name: str, tmp_path: 
     )
     assert muon.moments == moments == adamw.moments - 4 * size.matrices
     assert muon.peak == pytest.approx(found, rel=0.05) and muon.peak < adamw.peak
+
+
+def test_planned_memory_of_adapters_that_muon_trains_equals_the_measured_peak(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    config, lora = SIZES["language model"], LoRAConfig(rank=4)
+    moments, found = measured(config, "fp32", 1, tmp_path, lora, OptimConfig(kind="muon"))
+    adapters = Adapters.of(config, lora)
+    setup = TrainSetup("ddp", 1, IMAGES, 1, False, "fp32", average=False, muon=True, adapters=adapters, on_cpu=True)
+    planned = memory(ModelSize.of(config), setup)
+    assert planned.moments == moments == 4 * adapters.parameters
+    assert planned.peak == pytest.approx(found, rel=0.1)
 
 
 def test_the_step_of_a_large_matrix_is_in_the_peak_of_muon(tmp_path: Path) -> None:
