@@ -88,9 +88,16 @@ def open_labeled_images(
     """
     if source == EMOJI:
         return _emoji(by or "style", split or "test_pair")
-    if by is None and Path(source).expanduser().is_dir():
-        return _folder(Path(source).expanduser())
-    rows = open_source(CustomConfig(path=source, image=image, caption=by or "label"), source, split or "train").rows()
+    folder = Path(source).expanduser()
+    if by is None and folder.is_dir():
+        return _folder(folder)
+    try:
+        config = CustomConfig(path=source, image=image, caption=by or "label")
+        rows = open_source(config, source, split or "train").rows()
+    except ValueError as error:
+        if any(folder.glob("*/*")):
+            raise ValueError(f"{error}; if its subfolders are the classes, leave out --by") from error
+        raise
     return _from_classes(_RecordSequence(rows), [next(iter(rows.captions(row)), None) for row in range(len(rows))])
 
 

@@ -45,6 +45,11 @@ def test_folders_with_a_subfolder_per_class_are_read(tiny_clip: CLIP, photos: Pa
     assert sum(counts) == 10 and len(result.skipped) == 1 and "broken.jpg" in result.skipped[0]
 
 
+def test_a_folder_without_the_column_that_is_asked_for_says_how_its_subfolders_become_classes(photos: Path) -> None:
+    with pytest.raises(ValueError, match=r"NAME\.kind.*; if its subfolders are the classes, leave out --by$"):
+        open_labeled_images(str(photos), by="kind")
+
+
 def test_tables_with_class_names_or_numbers_are_read(tmp_path: Path) -> None:
     import datasets
 
