@@ -1,6 +1,6 @@
 """What size to train in the time there is: held-out loss of several sizes at several budgets of compute.
 
-    python benchmarks/scaling.py configs/emoji/dalle-64.yaml
+    python benchmarks/scaling.py configs/emoji/dalle.yaml
 
 Each of 4 sizes is trained at each of 4 budgets from the beginning, with a learning-rate schedule of its own length: the
 loss in the middle of a longer schedule would be worse than a run of that length reaches (Hoffmann et al. 2022, arXiv

@@ -110,7 +110,8 @@ def test_help_texts_are_unchanged(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @pytest.mark.parametrize(
-    "seed, fast", [(7, True), (7, False), (8, True), pytest.param(8, False, marks=pytest.mark.slow)]
+    "seed, fast",
+    [(7, True), (8, True), *(pytest.param(seed, False, marks=pytest.mark.slow) for seed in (7, 8))],
 )
 def test_samples_of_the_shipped_model_are_unchanged(
     seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,8 +31,8 @@ NULL_WORDS = (
 )
 """Labels for everything else: beside them, what the labels do not get is the probability of none."""
 
-DOUBTFUL = 0.97
-"""Probability of none above which the built-in CLIP has probably been given no label that fits (docs/log.md)."""
+DOUBTFUL = 0.9
+"""Calibrated probability of none above which the built-in CLIP was probably given no label that fits (docs/log.md)."""
 
 
 @dataclass(frozen=True)
