@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import train
+from dalle.checkpoints.load import load_image_tokenizer
 from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
 from dalle.data.custom.config import CustomConfig
@@ -352,7 +353,10 @@ def test_recipes_fit_the_tokenizers_that_ship() -> None:
     bpe, vqgan = (read_yaml(ROOT / part / "config.yaml") for part in (dalle.text_tokenizer, dalle.image_tokenizer))
     assert dalle.model.text_vocab == bpe["model"]["vocab_size"]
     assert dalle.model.image_vocab == vqgan["model"]["quantizer"]["codebook_size"]
-    assert (dalle.model.text_length, dalle.model.grid) == (emoji.model.text_length, emoji.model.grid)
+    assert dalle.model.text_length == emoji.model.text_length
+    for recipe in (dalle, emoji):
+        tokenizer = load_image_tokenizer(ROOT / recipe.image_tokenizer)
+        assert (recipe.model.grid, recipe.model.image_vocab) == (tokenizer.grid, tokenizer.codebook_size)
     ours = read_yaml(ROOT / "configs/folder/vqgan.yaml")
     assert from_dict(ImageTokenizerConfig, ours["model"], "") == from_dict(ImageTokenizerConfig, vqgan["model"], "")
 
