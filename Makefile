@@ -41,7 +41,7 @@ help:
 
 # A known thing; a style and a thing that were trained on, but not together; colors of an icon and of its background; a
 # banana in Nepali. It prints the path of the grid.
-DEMO := "a rocket, 3d style" "a green heart, 3d style" "a white house, solid style, on a dark blue background" "सूर्यमुखी"
+DEMO := "a rocket, 3d style" "a green heart, 3d style" "a white house, solid style, on a blue background" "सूर्यमुखी"
 
 demo: $(STAMP)
 	$(BIN)/python sample.py $(DEMO) --n 16 --keep 4 --seed 7
