@@ -40,7 +40,7 @@ help:
 		'' 'PYTHON=python3.12 chooses the Python, VENV=/tmp/venv the environment.'
 
 # A known thing; a style and a thing that were trained on, but not together; colors of an icon and of its background; a
-# banana in Nepali. It prints the path of the grid.
+# sunflower in Nepali and Hindi. It prints the path of the grid.
 DEMO := "a rocket, 3d style" "a green heart, 3d style" "a white house, solid style, on a blue background" "सूर्यमुखी"
 
 demo: $(STAMP)
