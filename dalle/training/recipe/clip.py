@@ -45,6 +45,11 @@ class CLIPRecipe:
     """Probability of dropping a BPE merge in training."""
     augment: Probability = 0.0
     """Strength of image augmentation from 0 (none) to 1: shift, scale, rotation, color, cutout, noise."""
+    image_tokenizer: str | None = None
+    """Folder of the image tokenizer of `reconstructed` (or a hub id)."""
+    reconstructed: Probability = 0.0
+    """Fraction of training images that are encoded and decoded by `image_tokenizer`, so that a CLIP that ranks the
+    candidates of a DALL-E knows images as its tokenizer decodes them."""
     resume: Resume = False
     """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
 
@@ -57,6 +62,11 @@ class CLIPRecipe:
             raise ValueError(
                 f"loss is {self.loss} but model.sigmoid is {str(self.model.sigmoid).lower()}: only the sigmoid loss "
                 "trains the bias that it adds; leave out model.sigmoid, which loss sets"
+            )
+        if (self.image_tokenizer is not None) != (self.reconstructed > 0):
+            raise ValueError(
+                f"reconstructed is {self.reconstructed:g}, image_tokenizer {self.image_tokenizer or 'not given'}: give "
+                "the tokenizer that reconstructs and a fraction above 0, or neither"
             )
         if self.run.batch_size < 2:
             raise ValueError("run.batch_size is 1: pairs are contrasted with others of the batch; give at least 2")

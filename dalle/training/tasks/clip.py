@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import Tensors
-from dalle.checkpoints.load import load_text_tokenizer
+from dalle.checkpoints.load import load_image_tokenizer, load_text_tokenizer
 from dalle.checkpoints.modules import skip_init
 from dalle.config import to_dict
 from dalle.data.batch import Batch
 from dalle.device import to_device
 from dalle.evaluation.evaluate import retrieval_metrics
+from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.augment import augment
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
@@ -57,6 +59,7 @@ class CLIPTask(ContrastiveTask):
         self.state = nn.ModuleDict({"model": self.model if recipe.lora is None else changes(self.model)})
         self.phases = [Phase("clip", self.model, recipe.optim)]
         self.image_size = recipe.model.image_size
+        self.image_tokenizer = self._load_image_tokenizer()
         self.tokens_per_image = tokens_per_image(recipe)
         self.zero_shot = None
         if recipe.zero_shot is not None:
@@ -76,6 +79,18 @@ class CLIPTask(ContrastiveTask):
             add_lora(model, recipe.lora, also=("logit_scale", "logit_bias"))
         return model
 
+    def _load_image_tokenizer(self) -> ImageTokenizer | None:
+        source = self.recipe.image_tokenizer
+        if source is None:
+            return None
+        tokenizer = load_image_tokenizer(source).to(self.device)
+        if self.image_size % tokenizer.factor:
+            raise ValueError(
+                f"model.image_size is {self.image_size}: {source} reconstructs images whose sides are multiples of "
+                f"{tokenizer.factor}"
+            )
+        return tokenizer
+
     def _initial_zero_shot(self) -> float | None:
         """Accuracy of the weights of `init_from`; None without, or if no process has them whole."""
         if self.zero_shot is None or self.recipe.init_from is None or self.sharding is not None:
@@ -87,12 +102,14 @@ class CLIPTask(ContrastiveTask):
             self.model.train()
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Tokenize captions with BPE dropout and augment images; randomness comes from each pair's seed."""
+        """Tokenize captions with BPE dropout, reconstruct and augment images, by random numbers of each pair's seed."""
         recipe = self.recipe
         text = self.tokenizer.encode(
             batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds
         )
         images = batch.unit_images(self.device)
+        if self.image_tokenizer is not None:
+            images = _reconstruct(self.image_tokenizer, images, batch.seeds, recipe.reconstructed)
         if recipe.augment:
             images = augment(images, batch.seeds, recipe.augment)
         return Inputs(images, to_device(self.device, text))
@@ -138,3 +155,11 @@ class CLIPTask(ContrastiveTask):
         # The checkpoint of a sharded run has the adapters only, and no process holds the full base weights
         base = {} if self.sharding is None else initial_weights(recipe)
         model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
+
+
+def _reconstruct(tokenizer: ImageTokenizer, images: Tensor, seeds: Sequence[int], fraction: float) -> Tensor:
+    """Replace a random fraction of the images [B, 3, S, S] by their reconstructions."""
+    rows = [row for row, seed in enumerate(seeds) if random.Random(f"reconstruct/{seed}").random() < fraction]
+    if rows:
+        images[rows] = tokenizer.decode(tokenizer.encode(images[rows]))
+    return images
