@@ -14,7 +14,7 @@ def shipped_recipes() -> dict[str, Path]:
     configs, tokenizers = ROOT / "configs", ROOT / "tokenizers"
     found = {
         file.relative_to(configs).with_suffix("").as_posix(): file
-        for file in sorted(configs.rglob("*.yaml"))
+        for file in sorted(configs.rglob("*.yaml"), key=lambda file: file.with_suffix(""))
         if file.parent.name != "accelerate"  # what its launcher reads
     }
     return found | {file.parent.name: file for file in sorted(tokenizers.glob("*/config.yaml"))}
