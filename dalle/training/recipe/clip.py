@@ -46,7 +46,7 @@ class CLIPRecipe:
     augment: Probability = 0.0
     """Strength of image augmentation from 0 (none) to 1: shift, scale, rotation, color, cutout, noise."""
     image_tokenizer: str | None = None
-    """Folder of the image tokenizer of `reconstructed` (or a hub id)."""
+    """Model folder of the image tokenizer of `reconstructed`; `dalle convert` makes one of published weights."""
     reconstructed: Probability = 0.0
     """Fraction of training images that are encoded and decoded by `image_tokenizer`, so that a CLIP that ranks the
     candidates of a DALL-E knows images as its tokenizer decodes them."""

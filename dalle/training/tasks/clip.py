@@ -15,6 +15,7 @@ from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_image_tokenizer, load_text_tokenizer
 from dalle.checkpoints.modules import skip_init
+from dalle.checkpoints.source import is_model_folder
 from dalle.config import to_dict
 from dalle.data.batch import Batch
 from dalle.device import to_device
@@ -83,7 +84,15 @@ class CLIPTask(ContrastiveTask):
         source = self.recipe.image_tokenizer
         if source is None:
             return None
-        tokenizer = load_image_tokenizer(source).to(self.device)
+        path = resolve(source)
+        if not is_model_folder(
+            path
+        ):  # the run's record, and resuming, tell tokenizers apart by the hash of a model folder
+            raise ValueError(
+                f"image_tokenizer is {source}, no model folder: convert published weights, and give the folder "
+                f"(python -m dalle convert {source} FOLDER)"
+            )
+        tokenizer = load_image_tokenizer(path).to(self.device)
         if self.image_size % tokenizer.factor:
             raise ValueError(
                 f"model.image_size is {self.image_size}: {source} reconstructs images whose sides are multiples of "

@@ -53,6 +53,14 @@ def test_tokenizer_and_fraction_go_together(tiny_copy: Path) -> None:
             recipe(tiny_copy, **options)
 
 
+def test_published_weights_are_to_be_converted(tiny_copy: Path) -> None:
+    file = tiny_copy / "vqgan.ckpt"
+    file.write_bytes(b"weights")
+    published = recipe(tiny_copy, image_tokenizer=str(file), reconstructed=0.5)
+    with pytest.raises(ValueError, match=r"no model folder: convert published weights, .* dalle convert .*vqgan\.ckpt"):
+        CLIPTask(published, torch.device("cpu"))
+
+
 def test_size_must_fit_the_cells_of_the_tokenizer(tiny_copy: Path) -> None:
     model = RECIPES["clip"]["model"] | {"image_size": 21, "patch_size": 7}
     odd = recipe(tiny_copy, model=model, image_tokenizer=str(tiny_copy / "image_tokenizer"), reconstructed=0.5)
