@@ -152,7 +152,8 @@ def test_gradient_clipping_equals_torchs(fused: bool, largest: float | None) -> 
         backward(module, number)
         backward(other, number)
         norm = gradient_norm(module.parameters())
-        assert norm == nn.utils.clip_grad_norm_(other.parameters(), INF if largest is None else largest)
+        wanted = nn.utils.clip_grad_norm_(other.parameters(), INF if largest is None else largest)
+        torch.testing.assert_close(norm, wanted, rtol=1e-6, atol=0.0)  # sums in another order: a last bit on some CPUs
         clipped_step(optimizer, norm, largest)
         plain.step()
         optimizer.zero_grad()

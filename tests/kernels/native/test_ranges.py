@@ -17,7 +17,7 @@ from dalle.kernels.linear import Int8Linear, Linear
 from dalle.kernels.native import bindings
 from dalle.kernels.native import linear as native_linear
 from dalle.kernels.native import sample as native_sample
-from dalle.kernels.native.attention import attend_sequences
+from dalle.kernels.native.attention import attend_sequences, usable
 from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.group_norm import group_norm
@@ -184,8 +184,10 @@ def test_mismatched_vectors_are_left_to_torch_which_refuses_them() -> None:
 
 def test_training_attention_refuses_wrong_masks() -> None:
     qkv = torch.randn(3, 1, 2, 40, 32, dtype=torch.bfloat16)
+    if not usable(qkv[0]):
+        pytest.skip("PyTorch's own attention is taken on this CPU")
     for mask in (torch.ones(40, 39, dtype=torch.bool), torch.ones(40, 40), torch.ones(39, 40, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="mask|compiled attention"):
+        with pytest.raises(ValueError, match="mask"):
             attend_sequences(qkv, mask, False)
     for other in (qkv[..., :16], qkv[:2], qkv.float()):
         with pytest.raises(ValueError, match="native attention takes"):
