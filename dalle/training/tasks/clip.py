@@ -85,9 +85,8 @@ class CLIPTask(ContrastiveTask):
         if source is None:
             return None
         path = resolve(source)
-        if not is_model_folder(
-            path
-        ):  # the run's record, and resuming, tell tokenizers apart by the hash of a model folder
+        # The run's record, and resuming, tell tokenizers apart by the hash of a model folder
+        if not is_model_folder(path):
             raise ValueError(
                 f"image_tokenizer is {source}, no model folder: convert published weights, and give the folder "
                 f"(python -m dalle convert {source} FOLDER)"
