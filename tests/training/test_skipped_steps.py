@@ -153,7 +153,9 @@ def test_gradient_clipping_equals_torchs(fused: bool, largest: float | None) -> 
         backward(other, number)
         norm = gradient_norm(module.parameters())
         wanted = nn.utils.clip_grad_norm_(other.parameters(), INF if largest is None else largest)
-        torch.testing.assert_close(norm, wanted, rtol=1e-6, atol=0.0)  # sums in another order: a last bit on some CPUs
+        torch.testing.assert_close(norm, wanted, rtol=1e-6, atol=0.0)
+        # Once gradients were clipped the weights may differ by a last bit, as below, and so may the next norm
+        assert norm == wanted or (number and largest == 0.05)
         clipped_step(optimizer, norm, largest)
         plain.step()
         optimizer.zero_grad()

@@ -91,7 +91,7 @@ class CLIPTask(ContrastiveTask):
                 f"image_tokenizer is {source}, no model folder: convert published weights, and give the folder "
                 f"(python -m dalle convert {source} FOLDER)"
             )
-        tokenizer = load_image_tokenizer(path).to(self.device)
+        tokenizer = load_image_tokenizer(path, self.device)
         if self.image_size % tokenizer.factor:
             raise ValueError(
                 f"model.image_size is {self.image_size}: {source} reconstructs images whose sides are multiples of "
