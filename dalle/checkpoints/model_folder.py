@@ -131,7 +131,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: it does not exist or is not valid YAML.
     """
     if Path(folder).is_file():
-        raise ValueError(f"{folder} is a file; expected a folder with a config.yaml")
+        raise ValueError(
+            f"{folder} is a file; expected a folder with a config.yaml; published weights can be converted with "
+            "`python -m dalle convert`"
+        )
     if not (Path(folder) / "config.yaml").is_file():
         raise ValueError(
             f"{folder} has no config.yaml: it is not a model folder written by train.py; published weights can be "
