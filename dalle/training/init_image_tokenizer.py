@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.image_codes import recorded_codes
@@ -20,6 +20,7 @@ from dalle.config import from_dict, renamed
 from dalle.files import check_folder
 from dalle.image_tokenizers import ImageTokenizerConfig, check_codes
 from dalle.image_tokenizers.vqgan import VQGAN
+from dalle.image_tokenizers.vqgan_layers import AttentionBlock, ResidualBlock
 from dalle.training.recipe import DALLERecipe
 
 log = logging.getLogger(__name__)
@@ -62,14 +63,16 @@ def check_image_tokenizer(recipe: DALLERecipe, initial: ModelFolder) -> None:
 
 
 def load_initial_vqgan(model: VQGAN, source: str) -> None:
-    """Load the weights of a VQGAN whose decoder may unfold fewer pixels at its output (`patch`).
+    """Load the weights of a VQGAN whose decoder may be smaller: fewer blocks, less attention, fewer pixels (`patch`).
+
+    Blocks and attention that the source lacks add zeros at first, so that the decoder draws as the source does.
 
     Args:
         model: the VQGAN to load into.
         source: a model folder of ours, or a hub id.
 
     Raises:
-        ValueError: nothing is found there, or the architecture differs in more than `patch`.
+        ValueError: nothing is found there, or the architecture differs in more than this.
     """
     folder = ModelFolder(resolve(source))
     if folder.config.get("stage") != "image_tokenizer":
@@ -78,8 +81,26 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
     old_patch = (folder.config.get("model") or {}).get("patch", 1)
     if old_patch != model.config.patch:
         tensors = {**tensors, **_with_patch(tensors, old_patch, model.config.patch, source)}
+    tensors = {**tensors, **_added_layers(model, tensors)}
     # Afterward it is trained, and loading leaves it in evaluation mode
     load_weights(model, tensors, f"init_from: {source}").train()
+
+
+@torch.no_grad()
+def _added_layers(model: VQGAN, tensors: Tensors) -> dict[str, Tensor]:
+    """Weights of the decoder's residual layers that `tensors` lack: new ones, whose last convolution is zero."""
+    added = {}
+    for name, layer in model.named_modules():
+        if not name.startswith("decoder.") or not isinstance(layer, ResidualBlock | AttentionBlock):
+            continue
+        own = {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+        # A block that changes the width has a shortcut of its own and is no identity: loading says that it is missing
+        if own.keys().isdisjoint(tensors) and not isinstance(getattr(layer, "nin_shortcut", None), nn.Conv2d):
+            last = layer.conv2 if isinstance(layer, ResidualBlock) else layer.proj_out
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+            added |= own
+    return added
 
 
 def _with_patch(tensors: Tensors, old: int, new: int, source: str) -> dict[str, Tensor]:

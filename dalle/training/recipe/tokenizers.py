@@ -40,7 +40,8 @@ class ImageTokenizerRecipe:
     optim: OptimConfig
     run: RunConfig
     init_from: str | None = None
-    """VQGAN of ours to go on from. One of another `patch` is made to draw the same image at the size of this one."""
+    """VQGAN of ours to go on from. Its decoder may have fewer blocks and less attention, which draw the same image at
+    first, and another `patch`: then it is the same image at the size of this one."""
     lock: Literal["encoder"] | None = None
     """encoder: keep the codes of `init_from`, so that models of them can be drawn by the decoder that is trained."""
     l1_weight: Weight = 1.0

@@ -100,6 +100,19 @@ def test_locked_encoder_keeps_its_codes_and_the_decoder_learns_a_larger_image(fi
     assert len(found) == 4 and found[-1] < found[0]
 
 
+def test_larger_decoder_begins_as_the_smaller_one(first: Path, tmp_path: Path) -> None:
+    grown = VQGAN | {"blocks": 3, "attention_resolutions": [8, 4]}
+    small, large = dalle.load_image_tokenizer(first), build(from_dict(VQGANConfig, grown, "test"))
+    assert isinstance(large, VQGANModel)
+    load_initial_vqgan(large, str(first))
+    codes = torch.randint(0, 24, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(large.eval().decode(codes), small.decode(codes), atol=1e-6, rtol=1e-6)
+    further = trained(tmp_path, "grown", grown, 2, init_from=str(first), lock="encoder")
+    weights = read_tensors(further / "model.safetensors")
+    added = [name for name in weights if name.endswith(("block.3.conv2.weight", "attn.0.proj_out.weight"))]
+    assert len(added) == 4 and all(weights[name].any() for name in added)  # two levels of each, and all of them learn
+
+
 WRONG = {
     "nothing to lock": ({"lock": "encoder"}, "lock freezes pretrained weights"),
     "another patch": (
