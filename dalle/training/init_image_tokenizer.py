@@ -89,7 +89,7 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
 @torch.no_grad()
 def _added_layers(model: VQGAN, tensors: Tensors) -> dict[str, Tensor]:
     """Weights of the decoder's residual layers that `tensors` lack: new ones, whose last convolution is zero."""
-    added = {}
+    added: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
         if not name.startswith("decoder.") or not isinstance(layer, ResidualBlock | AttentionBlock):
             continue
