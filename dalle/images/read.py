@@ -186,7 +186,7 @@ def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise UnreadableImage(_describe_content(data)) from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is above ours
-        raise UnreadableImage(f"it has more than {max_pixels:,} pixels") from error
+        raise UnreadableImage(f"it has more than {max_pixels:,} pixels: scale it down") from error
     except _BROKEN as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnreadableImage(f"the image cannot be decoded ({reason})") from error
