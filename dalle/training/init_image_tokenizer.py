@@ -81,7 +81,10 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
     old_patch = (folder.config.get("model") or {}).get("patch", 1)
     if old_patch != model.config.patch:
         tensors = {**tensors, **_with_patch(tensors, old_patch, model.config.patch, source)}
-    tensors = {**tensors, **_added_layers(model, tensors)}
+    added = _added_layers(model, tensors)
+    if added:
+        log.warning("init_from: %s has a smaller decoder: %d new tensors, which add zeros at first", source, len(added))
+    tensors = {**tensors, **added}
     # Afterward it is trained, and loading leaves it in evaluation mode
     load_weights(model, tensors, f"init_from: {source}").train()
 
