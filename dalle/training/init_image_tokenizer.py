@@ -89,12 +89,11 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
     load_weights(model, tensors, f"init_from: {source}").train()
 
 
-@torch.no_grad()
 def _added_layers(model: VQGAN, tensors: Tensors) -> dict[str, Tensor]:
     """Weights of the decoder's residual layers that `tensors` lack: new ones, whose last convolution is zero."""
     added: dict[str, Tensor] = {}
-    for name, layer in model.named_modules():
-        if not name.startswith("decoder.") or not isinstance(layer, ResidualBlock | AttentionBlock):
+    for name, layer in model.decoder.named_modules(prefix="decoder"):
+        if not isinstance(layer, ResidualBlock | AttentionBlock):
             continue
         own = {f"{name}.{key}": value for key, value in layer.state_dict().items()}
         # A block that changes the width has a shortcut of its own and is no identity: loading says that it is missing
