@@ -38,10 +38,11 @@ def _run(args: argparse.Namespace) -> None:
 
     parsed = [parse_item(text) for text in args.items]
     # A file whose name is misspelled would be taken for a text in silence: read_image says that it is not there
+    files = [Path(name) for name, _ in parsed if _is_image(name)]
     items = [read_image(Path(name)) if _is_image(name) else utf8_argument(name) for name, _ in parsed]
     has_weights = any(weight is not None for _, weight in parsed)
     weights = [1.0 if weight is None else weight for _, weight in parsed] if has_weights or len(parsed) > 2 else None
-    pipe = open_model(args)
+    pipe = open_model(args, files)
     sample_frames(args, partial(pipe.blend, items, weights, args.frames, args.seed, args.steps))
 
 

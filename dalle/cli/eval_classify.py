@@ -44,10 +44,11 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.files import check_file
     from dalle.images.png import write_png
 
+    inputs = [args.images, *filter(None, [args.labels_file])]
     if args.confusion is not None:
-        check_file(args.confusion, "--confusion")
+        check_file(args.confusion, "--confusion", inputs)
     if args.calibrate is not None:
-        check_file(args.calibrate, "--calibrate")
+        check_file(args.calibrate, "--calibrate", inputs)
     data = open_labeled_images(args.images, args.by, args.split, args.image)
     labels, given = labels_of(args), templates_given(args)
     templates = data.templates if given is None else given

@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.files import check_file, check_folder, printable
 
     if args.export is not None:
-        check_file(args.export, "--export")
+        check_file(args.export, "--export", args.images)
     result: dict[str, Any] = {"index": str(args.out)}
     if args.images or args.export is None:
         check_folder(args.out)
@@ -76,6 +76,9 @@ def _run(args: argparse.Namespace) -> None:
     else:
         index = ImageIndex(args.out)
     if args.export is not None:
+        if args.export.exists():  # perhaps as one of the images of a folder, or a pattern
+            files = {str(file) for batch in index.table.batches for file in batch.column("file").to_pylist()}
+            check_file(args.export, "--export", files)
         result |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
     print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
 

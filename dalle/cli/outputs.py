@@ -1,11 +1,13 @@
-"""Output folders of commands, and how metadata refers to input files."""
+"""Output folders and files of commands under names that are free, and how metadata refers to input files."""
 
 from __future__ import annotations
 
 import json
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +64,34 @@ class ScoresFile:
 def new_folder(parent: Path, name: str) -> Path:
     """Create the folder `parent`/`name`; if it exists, `name`-2, `name`-3, ..."""
     parent.mkdir(parents=True, exist_ok=True)
+    return _first_free(parent, name, "", Path.mkdir)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Create an empty file `path`, to be written in the block; if it exists, NAME-2.png, NAME-3.png, ...
+
+    The file is removed if the block fails.
+    """
+    file = _first_free(path.parent, path.stem, path.suffix, partial(Path.touch, exist_ok=False))
+    try:
+        yield file
+    except BaseException:  # Ctrl-C too
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _first_free(parent: Path, name: str, suffix: str, create: Callable[[Path], object]) -> Path:
+    """Create what is not there yet, by what raises FileExistsError: no other process can take the same name."""
     number = 1
     while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
+        path = parent / f"{name}{'' if number == 1 else f'-{number}'}{suffix}"
         try:
-            folder.mkdir()
+            create(path)
         except FileExistsError:
             number += 1
         else:
-            return folder
+            return path
 
 
 def slug(prompt: str) -> str:

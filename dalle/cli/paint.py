@@ -71,10 +71,10 @@ def _run(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give 1 or more")
     check_folder(args.out)
+    options, state = _options(args)
     if args.video is not None:
         check_video(args.video)
-        check_file(args.video, "--video")
-    options, state = _options(args)
+        check_file(args.video, "--video", _input_files(options))
     painter = load_painter(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
@@ -198,13 +198,11 @@ class _PaintingFiles:
 
     def _texts(self) -> dict[str, str]:
         """PNG metadata: everything that is needed to paint the same image again."""
-        from dalle.apps.vqgan_clip.prompts import parse_images
         from dalle.cli.outputs import file_record
         from dalle.config import to_dict
 
         options = self.painter.options
-        given = (options.init, options.mask, *(Path(prompt.content) for prompt in parse_images(options.image_prompt)))
-        files = [path for path in given if path is not None and path.is_file()]
+        files = [path for path in _input_files(options) if path.is_file()]
         return {
             "prompt": options.prompt,
             "seed": str(options.seed),
@@ -214,6 +212,14 @@ class _PaintingFiles:
             "command": _command(options),
             "Software": f"dalle {__version__}",
         }
+
+
+def _input_files(options: PaintOptions) -> list[Path]:
+    """The images that a painting starts from, or that are its prompts."""
+    from dalle.apps.vqgan_clip.prompts import parse_images
+
+    prompts = [Path(prompt.content) for prompt in parse_images(options.image_prompt)]
+    return [path for path in (options.init, options.mask, *prompts) if path is not None]
 
 
 def _command(options: PaintOptions) -> str:

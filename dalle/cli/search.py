@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.files import check_file
 
     if args.html is not None:
-        check_file(args.html, "--html")
+        check_file(args.html, "--html", [*args.image, *args.minus_image, *filter(None, [args.vector])])
     if args.captions:
         _check_unused(args, "--captions", "image")
         if len(args.image) != 1 or args.html or args.show:

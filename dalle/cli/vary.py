@@ -30,5 +30,5 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.images.read import read_image
 
     image = read_image(args.image)
-    pipe = open_model(args)
+    pipe = open_model(args, [args.image])
     sample_frames(args, partial(pipe.vary, image, args.n, args.eta, args.seed, args.steps))

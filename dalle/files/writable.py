@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -32,18 +33,29 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         raise ValueError(f"{folder} cannot be made ({reason}): give another folder as {option}") from None
 
 
-def check_file(file: Path, option: str) -> None:
+def check_file(file: Path, option: str, inputs: Iterable[str | Path] = ()) -> None:
     """Check that a file can be written or replaced, and the folder that it will be in.
 
     Args:
         file: the file to write.
         option: the option that names it, for the message.
+        inputs: what is read, and must not be replaced; what is no file is left out.
 
     Raises:
-        ValueError: the path is a folder, or a device or pipe, which would be replaced by a file; or as `check_folder`.
+        ValueError: the path is a folder, or a device or pipe, which would be replaced by a file; it is one of `inputs`,
+            perhaps by a link; or as `check_folder`.
     """
     if file.is_dir():
         raise ValueError(f"{file} is a folder: give the name of a file as {option}")
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is a device or a pipe, not a file: give the name of a file as {option}")
+    if any(_is_same(file, source) for source in inputs):
+        raise ValueError(f"{file} is also an input, which would be replaced: give another name as {option}")
     check_folder(file.absolute().parent, option)
+
+
+def _is_same(file: Path, source: str | Path) -> bool:
+    try:
+        return file.samefile(Path(source).expanduser())
+    except (OSError, ValueError, RuntimeError):  # one is not there, or is no name of a file: a hub id, a data: URL
+        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
+from dalle.cli.outputs import ScoresFile, file_record, new_file, new_folder, slug
 from dalle.cli.sample_parts import Kind, SampledImage, new_part
 from dalle.files import write_text
 from support.file_limits import files_of_at_most
@@ -31,6 +31,20 @@ def test_folder_names_are_slugs_of_any_script() -> None:
 def test_new_folders_never_reuse_old_ones(tmp_path: Path) -> None:
     made = [new_folder(tmp_path / "out", "a-cat") for _ in range(3)]
     assert [folder.name for folder in made] == ["a-cat", "a-cat-2", "a-cat-3"]
+
+
+def test_new_files_never_replace_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "row-2.png").symlink_to("nowhere")
+    (tmp_path / "row-3.png").mkdir()
+    made = []
+    for _ in range(2):
+        with new_file(tmp_path / "row.png") as file:
+            made.append(file.name)
+            assert file.is_file()
+    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "row.png"):
+        raise KeyboardInterrupt
+    assert made == ["row.png", "row-4.png"]
+    assert sorted(os.listdir(tmp_path)) == ["row-2.png", "row-3.png", "row-4.png", "row.png"]
 
 
 def test_file_record_has_the_sha256(tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no state": (["--resume", "nowhere"], "nowhere: no such state"),
     "state of something else": (["--resume", "DOT"], "is no state of a painting"),
     "film": (["--video", "film.avi"], "give a name that ends in .mp4, .gif, .webp"),
+    "film over init": (["--init", "LOOP", "--video", "LOOP"], "LOOP.gif is also an input, which would be replaced"),
+    "film over prompt": (["--image-prompt", "LOOP", "--video", "LOOP"], "give another name as --video"),
     "frames a second": (["--fps", "0"], "--fps is 0"),
     "preview": (["--preview-every", "0"], "--preview-every is 0"),
     "out is a file": (["--out", "DOT"], "is not a folder that can be written"),
@@ -168,6 +170,8 @@ def test_wrong_inputs_give_a_one_line_error(
 ) -> None:
     given, message = WRONG[name]
     places: dict[str, Any] = {word: tmp_path / f"{word}.png" for word in ("DOT", "BLACK", "GIF", "FILM", "BIG")}
+    places["LOOP"] = tmp_path / "LOOP.gif"
+    Image.new("RGB", (1, 1), "red").save(places["LOOP"])
     Image.new("RGB", (1, 1), "red").save(places["DOT"])
     Image.new("L", (1, 1), 0).save(places["BLACK"])
     Image.new("P", (9, 7)).save(places["GIF"], "GIF")

@@ -93,6 +93,27 @@ def test_wrong_options_give_a_one_line_error(
     assert message in error and error.count("\n") == 1
 
 
+def test_inputs_are_not_replaced(made: Path, tiny_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the image that is searched for, nor those of an index, by name, in a folder or by a pattern."""
+    image, index = str(made / "photos/a.png"), str(made / "photos.index")
+    before = Path(image).read_bytes()
+    clip = ["--clip", str(tiny_parts / "clip"), "--device", "cpu"]
+    for words, option in (
+        (["search", index, "--image", image, "--html", image], "--html"),
+        (["search", index, "a", "--minus-image", image, "--html", image], "--html"),
+        (["index", image, "--out", str(made / "new.index"), "--export", image], "--export"),
+        (["index", "--out", index, "--export", image], "--export"),
+        (["index", str(made / "photos"), "--out", index, "--export", image], "--export"),
+        (["eval", "classify", image, "--labels", "a,b", "--calibrate", image], "--calibrate"),
+        (["eval", "classify", "emoji", "--labels-file", image, "--confusion", image], "--confusion"),
+    ):
+        assert main([*words, *clip]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.endswith(f"{image} is also an input, which would be replaced: give another name as {option}")
+        assert Path(image).read_bytes() == before
+    assert not (made / "new.index").exists()
+
+
 def test_control_characters_of_names_are_printed_as_escapes(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,17 @@ def test_file_check(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["old.html", "pipe"]
 
 
+def test_a_file_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("")
+    (tmp_path / "link.png").symlink_to("a.png")
+    nothing = ["owner/name", "data:image/png;base64," + "A" * 9000, "a\0b", "~nobody-here/a", tmp_path / "missing.png"]
+    check_file(tmp_path / "b.png", "--out", [tmp_path / "a.png", *nothing])
+    check_file(tmp_path / "a.png", "--out", nothing)
+    for file in ("a.png", "link.png"):
+        with pytest.raises(ValueError, match=rf"{file} is also an input, .*: give another name as --out$"):
+            check_file(tmp_path / file, "--out", [*nothing, str(tmp_path / "a.png")])
+
+
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder, naming])
 def test_failed_writes_name_what_was_to_be_written(write: object, tmp_path: Path) -> None:
     """A full disk gives an error without a name, and a missing folder the name of a temporary file."""
