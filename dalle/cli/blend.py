@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--frames", type=int, default=9, help="number of images between two items, both ends included (%(default)s)"
     )
-    add_common(command, "blend.png")
+    add_common(command, "blend.png", "of texts and of the upsampler")
     command.set_defaults(run=_run)
 
 

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         default=1,
         help="number of images, evenly spaced from theta 0; 1: only the last (%(default)s)",
     )
-    add_common(command, "edit.png")
+    add_common(command, "edit.png", "of the upsampler; nothing else of an edit is random")
     command.set_defaults(run=_run)
 
 
@@ -45,4 +45,6 @@ def _run(args: argparse.Namespace) -> None:
 
     image = read_image(args.image)
     pipe = open_model(args, [args.image])
-    sample_frames(args, partial(pipe.edit, image, args.before, args.after, args.theta, args.frames, args.steps))
+    sample_frames(
+        args, partial(pipe.edit, image, args.before, args.after, args.theta, args.frames, args.seed, args.steps)
+    )

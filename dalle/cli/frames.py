@@ -18,13 +18,19 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
 _FPS = 8  # frames per second of a video
 
 
-def add_common(command: argparse.ArgumentParser, out: str) -> None:
-    """Add the options that vary, blend and edit share."""
+def add_common(command: argparse.ArgumentParser, out: str, seed: str) -> None:
+    """Add the options that vary, blend and edit share.
+
+    Args:
+        command: parser to extend.
+        out: name of the output where there is no --out.
+        seed: what --seed is the random seed of, for --help.
+    """
     command.add_argument(
         "--model", required=True, metavar="FOLDER", help="unCLIP folder written by `dalle assemble`, or a hub id"
     )
     command.add_argument("--steps", type=int, default=50, help="steps of DDIM inversion and of sampling (%(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, help=f"random seed {seed} (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     stem, suffix = Path(out).stem, Path(out).suffix
     command.add_argument(

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         default=0.5,
         help="from 0, which reconstructs the image, to 1, which keeps only what its CLIP embedding holds (%(default)s)",
     )
-    add_common(command, "variations.png")
+    add_common(command, "variations.png", "of the first variation; the next ones have the next seeds")
     command.set_defaults(run=_run)
 
 

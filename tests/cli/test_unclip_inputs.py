@@ -81,6 +81,8 @@ def run(words: list[str], folder: Path, images: Path, out: str = "out.png") -> i
         (["vary", "a.png", "--n", "1000000000"], "n is 1000000000: at most 100,000"),
         (["vary", "a.png", "--seed", "-1"], "seed is -1"),
         (["blend", "a.png", "b.png", "--seed", str(2**63)], f"seed is {2**63}"),
+        (["blend", "a.png", "b.png", "--seed", "-1"], "seed is -1"),
+        (["edit", "a.png", "--to", "a dog", "--seed", "-1"], "seed is -1"),
         (["vary", "words.png"], "words.png"),
         (["vary", "huge.png"], "huge.png"),
         (["edit", "missing.png", "--to", "a dog"], "missing.png"),

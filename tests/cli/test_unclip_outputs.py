@@ -49,6 +49,13 @@ def test_without_out_the_name_is_free(
     assert Path(f"{name}-2.png").read_bytes() == Path(f"{name}.png").read_bytes() == earlier
 
 
+@pytest.mark.parametrize("words", [["vary", "a.png"], ["blend", "a.png", "a hat"], ["edit", "a.png", "--to", "a dog"]])
+def test_seed_changes_the_images(words: list[str], model: list[str], images: Path) -> None:
+    for name, seed in (("0.png", "0"), ("7.png", "7"), ("again.png", "7")):
+        assert main([*words, *model, "--seed", seed, "--out", name]) == 0
+    assert Path("7.png").read_bytes() == Path("again.png").read_bytes() != Path("0.png").read_bytes()
+
+
 @pytest.mark.parametrize("words", [["vary", "IN"], ["blend", "IN:0.5", "a hat"], ["edit", "IN", "--to", "a dog"]])
 @pytest.mark.parametrize(
     ("given", "out"), [("a.png", "a.png"), ("link.png", "./a.png"), ("a.png", "link.png"), ("a.png", "hard.png")]

@@ -223,6 +223,7 @@ class UnCLIP(EmbeddingDecoder):
         after: str,
         theta: float | Sequence[float] = 0.35,
         frames: int = 1,
+        seed: int = 0,
         steps: int = 50,
         progress: Progress | None = None,
         finished: Finished | None = None,
@@ -235,11 +236,13 @@ class UnCLIP(EmbeddingDecoder):
             after: a caption of the result.
             theta: strength; the paper uses maxima from 0.25 to 0.5. Several: an image of each.
             frames: number of images of one theta, evenly spaced from 0 to it; 1: only that of theta.
+            seed: of the upsampler, the same for all images; nothing else is random.
             steps: of inversion and sampling.
             progress: called after each diffusion step.
             finished: called with the images of each batch.
         """
         check_count("frames", frames)
+        check_seed(seed)
         for text in (before, after):
             check_text(text, "text")
         thetas = list(theta) if isinstance(theta, Sequence) else [theta]
@@ -257,7 +260,7 @@ class UnCLIP(EmbeddingDecoder):
         rotated = torch.cat([text_difference(z, before_embeds, after_embeds, angle) for angle in thetas])
         meter = self._meter(progress, 1, len(thetas), steps)
         x_t = self._invert(images, z, options, meter).expand(len(thetas), -1, -1, -1)
-        seeds = [0] * len(thetas)  # without eta only the upsampler uses them, the same for all
+        seeds = [seed] * len(thetas)  # without eta only the upsampler uses them, the same for all
         return self._decode_latents(rotated, x_t, options, seeds, seeds, meter, finished)
 
     def _inpainting(

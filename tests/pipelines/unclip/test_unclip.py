@@ -206,6 +206,23 @@ def test_edit_starts_at_the_image_and_moves_away(base: UnCLIP) -> None:
         base.edit(image, "a cat", "a cat", steps=2)
 
 
+def test_seed_of_an_edit_is_that_of_the_upsampler(pipe: UnCLIP, base: UnCLIP) -> None:
+    image, words = picture(3), ("a cat", "a dog")
+    first = pipe.edit(image, *words, frames=2, steps=2)
+    assert [one.tobytes() for one in pipe.edit(image, *words, frames=2, seed=0, steps=2)] == [
+        one.tobytes() for one in first
+    ]
+    again = [pipe.edit(image, *words, frames=2, seed=7, steps=2) for _ in range(2)]
+    assert [one.tobytes() for one in again[0]] == [one.tobytes() for one in again[1]]
+    for one, other in zip(again[0], first, strict=True):
+        assert one.tobytes() != other.tobytes()
+    # All images of an edit have the same noise, as frames of a video
+    one, other = pipe.edit(image, *words, theta=[0.2, 0.2], seed=7, steps=2)
+    assert abs(values(one) - values(other)).max() <= 1
+    alone = [base.edit(image, *words, seed=seed, steps=2)[0].tobytes() for seed in (0, 7)]
+    assert alone[0] == alone[1]  # without an upsampler nothing is random
+
+
 def test_pixels_outside_the_mask_are_unchanged(pipe: UnCLIP) -> None:
     image, mask = picture(4), Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 16, 7))
@@ -375,6 +392,7 @@ def test_wrong_calls_are_refused(pipe: UnCLIP) -> None:
         (lambda: pipe.edit(image, "a cat", "a dog", theta=[0.5, float("nan")]), "theta is nan;"),
         (lambda: pipe.edit(image, "a cat", "a dog", theta=[]), "the number of thetas is 0"),
         (lambda: pipe.edit(image, "a cat", "a dog", theta=[0.1, 0.2], frames=3), "frames is 3 with 2 thetas"),
+        (lambda: pipe.edit(image, "a cat", "a dog", seed=-1), "seed is -1"),
         (lambda: pipe("a hat", mask=mask), "image and mask go together"),
         (lambda: pipe("a hat", image=image, mask=mask), "mask has no white pixel"),
         (lambda: pipe("a hat", image=image, mask=mask.resize((4, 4))), "mask is 4x4 and image 16x16"),
