@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import field_types, union_members
-from dalle.files import RepeatedName, parse_json
+from dalle.files import RepeatedName, missing_path, parse_json
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
@@ -59,7 +59,7 @@ def read_prompts(path: Path) -> list[PromptRow]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ValueError(missing_path(path, f"{path} cannot be read: {error.strerror or error}")) from None
     if not rows:
         raise ValueError(f"{path} has no prompt")
     return rows

@@ -1,4 +1,4 @@
-"""Files and where they come from: shipped folders, atomic writes, hashes, locks, JSON of others, ids of the hub."""
+"""Files and where they come from: shipped folders, atomic writes, hashes, locks, JSON of others, hub ids, URLs."""
 
 from dalle.files.json_text import RepeatedName, parse_json
 from dalle.files.lfs import lfs_pointer
@@ -16,6 +16,7 @@ from dalle.files.local import (
     sha256,
     write_text,
 )
+from dalle.files.url import missing_path, url_of
 from dalle.files.writable import check_file, check_folder
 
 __all__ = [
@@ -29,11 +30,13 @@ __all__ = [
     "check_folder",
     "install_command",
     "lfs_pointer",
+    "missing_path",
     "naming",
     "parse_json",
     "printable",
     "remove_parts",
     "remove_scratch",
     "sha256",
+    "url_of",
     "write_text",
 ]

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dalle.files import lfs_pointer
+from dalle.files import lfs_pointer, missing_path
 from dalle.images.png import without_metadata
 from dalle.images.transforms import REDUCING_GAP, Box, resize, to_rgb
 
@@ -83,7 +83,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         return decode_image(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such image") from None
+        raise ValueError(missing_path(path, f"{path}: no such image")) from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder: give an image file") from None
     except UnreadableImage as error:

@@ -137,6 +137,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "huge init": (["--init", "BIG"], "it has more than 67,108,864 pixels"),
     "video as init": (["--init", "FILM"], "is not an image in a supported format"),
     "no init": (["--init", "nowhere.png"], "nowhere.png: no such image"),
+    "URL as init": (["--init", "https://a.org/b.png"], "https://a.org/b.png is a URL, which is not fetched: download"),
+    "URL as prompt": (["--image-prompt", "https://a.org/b.png:0.5"], "https://a.org/b.png is a URL, which is not"),
     "mask of another size": (["--init", "DOT", "--mask", "GIF"], "mask is 9x7 and init 1x1"),
     "mask alone": (["--mask", "DOT"], "mask needs init"),
     "black mask": (["--init", "DOT", "--mask", "BLACK"], "mask has no white pixel"),

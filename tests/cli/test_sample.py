@@ -179,6 +179,7 @@ WRONG = {
     "out under a file": (["a", "--out", "text.txt/out"], "text.txt is not a folder that can be written"),
     "out is a file": (["a", "--out", "text.txt"], "text.txt is not a folder that can be written"),
     "not a prompt": (["a\udcff"], "surrogate"),
+    "a URL": (["a", "--image", "https://a.org/b.png", "--keep-rows", "1"], "https://a.org/b.png is a URL"),
     "no such image": (["a", "--image", "none.png", "--keep-rows", "1"], "none.png: no such image"),
     "text as image": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: the file is text, not an image"),
     "mask of another size": (["a", "--image", "face.png", "--mask", "small.png"], "mask is 4x4 and image 16x16"),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import dalle
 import sample
 from dalle.__main__ import main
-from dalle.cli.blend import parse_item
+from dalle.cli.blend import _read, parse_item
 from dalle.pipelines.unclip import UnCLIP
 from support.tiny_unclip import make_tiny_unclip
 
@@ -71,6 +71,18 @@ def run(words: list[str], folder: Path, images: Path, out: str = "out.png") -> i
         (["blend", "a.png", "b.png:0,5"], "b.png is '0,5': give a number"),
         (["blend", "a.png", "missing.png:x"], "missing.png is 'x': give a number"),
         (["blend", "a.png", "b.png", "--frames", "1"], "frames is 1"),
+        (["blend", "a.png", "a hat:"], "'a hat:' ends without a weight: give a number, such as a hat:0.5"),
+        (["blend", "a.png", ": "], "': ' ends without a weight"),
+        (["blend", "a.png", "tests"], "tests is a folder: give an image file"),
+        (["blend", "a.png", "tests/cli/:0.5"], "tests/cli/ is a folder: give an image file"),
+        (["blend", "a.png", "tests/hat"], "tests/hat: no such image; if it is a text, write spaces around the /"),
+        (["blend", "a.png", "./nowhere/hat:2"], "./nowhere/hat: no such image"),
+        (["blend", "a.png", "https://example.org/a.png"], "https://example.org/a.png is a URL, which is not fetched"),
+        (["blend", "a.png", "HTTP://example.org/a:0.5"], "HTTP://example.org/a is a URL, which is not fetched"),
+        (["vary", "https://example.org/a.png"], "https://example.org/a.png is a URL, which is not fetched: download"),
+        (["edit", "http://example.org/a", "--to", "a dog"], "http://example.org/a is a URL, which is not fetched"),
+        (["blend", "a.png:1", "b.png", "--frames", "9"], "--frames is for two items without weights, and weights give"),
+        (["blend", "a.png", "b.png", "a hat", "--frames", "3"], "and 3 items give one image: leave one of them out"),
         (["edit", "a.png", "--to", "a dog", "--theta", "-1"], "theta is -1"),
         (["edit", "a.png", "--to", "a dog", "--theta", "nan"], "theta is nan"),
         (["edit", "a.png", "--from", "a dog", "--to", "a dog"], "both texts have the same embedding"),
@@ -217,6 +229,17 @@ def test_progress_counts_all_passes(folder: Path, monkeypatch: pytest.MonkeyPatc
         images = make(steps=4, progress=lambda done, of: told.append((done, of)), finished=found.extend)
         assert told[-1] == (total, total) and {of for _, of in told} == {total}
         assert [one.tobytes() for one in found] == [one.tobytes() for one in images]
+
+
+def test_texts_like_paths_are_texts(folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a space, or in no folder that exists; an image may be called as a text may be."""
+    for text in ("a cat/dog", "and/or", "tests / cli", "12:30", "at: ten", "a:b"):
+        assert _read(text) == text
+    assert parse_item("a hat::1") == ("a hat:", 1) and parse_item("at: ten") == ("at: ten", None)
+    monkeypatch.chdir(images)
+    (images / "a.png").rename(images / "hat")
+    assert isinstance(_read("hat"), Image.Image) and _read("a hat") == "a hat"
+    assert run(["blend", "a cat/dog", "hat", "--frames", "2", "--steps", "1"], folder, images) == 0
 
 
 def test_long_and_foreign_texts_are_texts(folder: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from dalle.data.custom.parquet import ArrowRecords, hub_source, is_saved, parque
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record
 from dalle.data.custom.walk import log_ignored, walk
 from dalle.data.custom.webdataset import TarSource
+from dalle.files import missing_path, url_of
 from dalle.images.read import EXTENSIONS
 
 
@@ -58,8 +59,12 @@ def identity(file: str, offset: int, row: int) -> str:
 
 
 def absolute(source: Source) -> Source:
-    """The source by a path that holds wherever a command is run; a hub id as it is."""
-    path = source.path if is_hub_id(source.path) else os.path.abspath(os.path.expanduser(source.path))
+    """The source by a path that holds wherever a command is run; a hub id, or a URL, as it is."""
+    path = (
+        source.path
+        if is_hub_id(source.path) or url_of(source.path)
+        else os.path.abspath(os.path.expanduser(source.path))
+    )
     return Source(path, source.split, source.image, source.caption)
 
 
@@ -94,7 +99,7 @@ def _items(source: Source) -> Iterator[Item | str]:
     else:
         files = expand_pattern(local)
         if not files:
-            raise ValueError(f"no such file or folder: {source.path}")
+            raise ValueError(missing_path(source.path, f"no such file or folder: {source.path}"))
         other = next((file for file in files if file.suffix.lower() not in (".parquet", ".tar", *EXTENSIONS)), None)
         if other is not None:
             raise ValueError(f"{other}: expected a folder, images, or files that end in .parquet or in .tar")

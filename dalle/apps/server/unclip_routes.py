@@ -20,6 +20,7 @@ from dalle.apps.server.bodies import BlendBody, VaryBody
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.schema import json_schema
 from dalle.apps.server.tasks import LongWork
+from dalle.files import url_of
 from dalle.images.png import generation_texts, png_bytes
 from dalle.images.transforms import crop_note
 from dalle.pipelines.unclip import UnCLIP
@@ -63,6 +64,11 @@ class UnCLIPRoutes:
         longest = max((len(one) for one in body.items if not one.startswith("data:")), default=0)
         if longest > self.settings.max_prompt:
             raise ApiError(f"items has a text of {longest:,} characters: at most {self.settings.max_prompt:,}", "items")
+        url = next((one for one in body.items if url_of(one) is not None), None)
+        if url is not None:
+            raise ApiError(
+                f"{url:.200} in items is a URL, which is not fetched: give the image as a data: URL", "items"
+            )
         urls = [one for one in body.items if one.startswith("data:")]
         async with self.work.drawing.holding:
             images = await self.work.drawing.decoded(urls, "items")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.custom.records import FileSpan
+from dalle.files import url_of
 
 _SHOWN = 40  # characters of a wrong cell that a message quotes
 _SHORTEST = 64  # characters: the smallest images have some 70 bytes, and a path can look like base64
@@ -39,7 +40,7 @@ def parse_image_cell(value: Any, folders: Sequence[Path] = ()) -> tuple[bytes | 
     if not isinstance(value, str):
         what = f"{type(value).__name__} {str(value)[:_SHOWN]!r}"
         return None, f"expected an image's bytes, base64 or path, got {what}"
-    if value.startswith(("http://", "https://")):
+    if url_of(value) is not None:
         return None, f"its image is an address, {value[:60]!r}: download the images first, as by img2dataset"
     embedded = _from_base64(value)
     if embedded is not None:

@@ -14,6 +14,7 @@ from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.records import EMPTY, FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.data.custom.texts import decode_text, read_json
 from dalle.data.custom.walk import count_by_extension, describe_ignored, extension, log_ignored, normalized_name, walk
+from dalle.files import missing_path
 from dalle.images.read import EXTENSIONS
 
 _TEXTS = (".txt", ".caption")  # extensions of sidecar files
@@ -233,7 +234,7 @@ def image_files(path: str | Path) -> list[Record]:
     if root.is_file():
         return [require_utf8(Record(str(root), (), FileSpan(str(root))))]
     if not root.is_dir():
-        raise ValueError(f"{root}: no such file or folder")
+        raise ValueError(missing_path(root, f"{root}: no such file or folder"))
     walked = walk(root)
     found = [file for file in walked.files if extension(file) in EXTENSIONS]
     if not found:

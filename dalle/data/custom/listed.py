@@ -12,6 +12,7 @@ from dalle.data.custom.columns import caption_column, has_captions, read_caption
 from dalle.data.custom.metadata import read_rows
 from dalle.data.custom.records import FileSpan, Record
 from dalle.data.custom.walk import normalized_name
+from dalle.files import url_of
 from dalle.images.read import EXTENSIONS
 
 _FILE_NAMES = ("file_name", "image_file_name")  # columns with the path of the image, as Hugging Face datasets has it
@@ -71,7 +72,7 @@ class ListedImages:
                 continue
             if image is None:
                 there = f"there is no image {file.parent / name}"
-                if name.startswith(("http://", "https://")):
+                if url_of(name) is not None:
                     there = f"{name[:60]!r} is an address: download the images first, as by img2dataset"
                 raise ValueError(f"{file}, {place}: {there}")
             # Also without a caption: the image is then named as a broken record, and not left out in silence

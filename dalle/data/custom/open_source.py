@@ -15,6 +15,7 @@ from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
 from dalle.data.custom.records import Source
 from dalle.data.custom.walk import count_by_extension, describe_ignored, log_ignored_once
 from dalle.data.custom.webdataset import TarSource
+from dalle.files import missing_path
 from dalle.files.remote import may_be_an_id
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,9 +40,9 @@ def open_source(config: CustomConfig, path: str, split: str) -> Source:
             )
         return _of_files(config, found)
     if set(path) & set("*?[{"):
-        raise ValueError(f"no file matches data.path {path}")
+        raise ValueError(missing_path(path, f"no file matches data.path {path}"))
     if not is_hub_id(path):
-        raise ValueError(f"no such file or folder: {path}; set data.path to your images")
+        raise ValueError(missing_path(path, f"no such file or folder: {path}; set data.path to your images"))
     return hub_source(path, split, config.image, config.caption, config.key)
 
 

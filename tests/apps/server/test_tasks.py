@@ -189,6 +189,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "many": ("vary", {"image": "####", "n": 5}, "n", "at most 4"),
     "eta": ("vary", {"image": "####", "eta": 2}, "eta", "eta: "),
     "blend of one": ("blend", {"items": ["a"]}, "items", "items: "),
+    "a URL": ("blend", {"items": ["a", "https://a.org/b"], "frames": 2, "steps": 1}, "items", "b in items is a URL"),
     "weights": ("blend", {"items": ["a", "b"], "weights": [1], "steps": 1}, None, "weights"),
     "no weights": ("blend", {"items": ["a", "b", "c"], "frames": 3, "steps": 1}, None, "need weights"),
 }  # type: ignore[assignment]
