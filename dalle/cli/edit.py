@@ -10,6 +10,8 @@ from typing import Any
 from dalle.cli.frames import add_common
 from dalle.cli.streams import utf8_argument
 
+_THETA = 0.35
+
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
@@ -27,13 +29,17 @@ def add(commands: Any) -> None:
         "--to", dest="after", type=utf8_argument, required=True, metavar="TEXT", help="caption of the result"
     )
     command.add_argument(
-        "--theta", type=float, default=0.35, help="strength from 0 to 1; usually 0.25 to 0.5 (%(default)s)"
+        "--theta",
+        type=_number,
+        nargs="+",
+        action="extend",
+        help=f"strength from 0 to 1, usually 0.25 to 0.5; an image for each if there are several ({_THETA})",
     )
     command.add_argument(
         "--frames",
         type=int,
         default=1,
-        help="number of images, evenly spaced from theta 0; 1: only the last (%(default)s)",
+        help="number of images of one theta, evenly spaced from 0 to it; 1: only the last (%(default)s)",
     )
     add_common(command, "edit.png", "of the upsampler; nothing else of an edit is random")
     command.set_defaults(run=_run)
@@ -45,6 +51,12 @@ def _run(args: argparse.Namespace) -> None:
 
     image = read_image(args.image)
     pipe = open_model(args, [args.image])
-    sample_frames(
-        args, partial(pipe.edit, image, args.before, args.after, args.theta, args.frames, args.seed, args.steps)
-    )
+    theta = args.theta or _THETA
+    sample_frames(args, partial(pipe.edit, image, args.before, args.after, theta, args.frames, args.seed, args.steps))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # as of an image after the numbers, which argparse takes for one more
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; an image goes before the options") from None

@@ -30,7 +30,8 @@ def check_folder(folder: Path, option: str = "--out") -> None:
             Path(scratch, *place.relative_to(there).parts).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(f"{folder} cannot be made ({reason}): give another folder as {option}") from None
+        what = f"{folder} cannot be made" if missing else f"nothing can be written in {place}"
+        raise ValueError(f"{what} ({reason}): give another folder as {option}") from None
 
 
 def check_file(file: Path, option: str, inputs: Iterable[str | Path] = ()) -> None:

@@ -71,7 +71,7 @@ def check_weights(weights: Sequence[float]) -> None:
     """Refuse weights that are negative, or whose sum is 0 or infinite."""
     for weight in weights:
         if not 0 <= weight < float("inf"):
-            raise ValueError(f"a weight is {weight}; each must be 0 or more")
+            raise ValueError(f"a weight is {weight}; each must be a finite number, 0 or more")
     if not sum(weights):
         raise ValueError("the weights sum to 0: give one above 0")
     if sum(weights) == float("inf"):

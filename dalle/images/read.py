@@ -179,7 +179,9 @@ def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # about odd metadata, and about large images, which are refused below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > max_pixels:
-                    raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
+                    raise UnreadableImage(
+                        f"{image.width} x {image.height} pixels are more than {max_pixels:,}: scale it down"
+                    )
                 yield image
     except UnreadableImage:
         raise

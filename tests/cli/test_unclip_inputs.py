@@ -58,14 +58,15 @@ def run(words: list[str], folder: Path, images: Path, out: str = "out.png") -> i
     ("words", "message"),
     [
         (["vary", "a.png", "--steps", "0"], "steps is 0"),
-        (["vary", "a.png", "--eta", "2"], "eta is 2"),
+        (["vary", "a.png", "--eta", "2"], "eta is 2.0; it must be from 0 to 1 (0 adds no noise, 1 as much as DDPM)"),
         (["vary", "a.png", "--eta", "nan"], "eta is nan"),
         (["vary", "a.png", "--n", "0"], "n is 0"),
         (["vary", "a.png", "--steps", "5000"], "steps is 5000"),
         (["blend", "a.png"], "a blend is of 2 or more"),
         (["blend", "a.png:0", "b.png:0"], "the weights sum to 0"),
         (["blend", "a.png:-1", "b.png:2"], "a weight is -1"),
-        (["blend", "a.png:nan", "b.png:2"], "a weight is nan"),
+        (["blend", "a.png:nan", "b.png:2"], "a weight is nan; each must be a finite number, 0 or more"),
+        (["blend", "a.png:inf", "b.png:2"], "a weight is inf; each must be a finite number, 0 or more"),
         (["blend", "a.png:1e308", "b.png:1e308"], "the weights sum to more than 2e+308"),
         (["blend", "a.png", "b.png:"], "b.png is '': give a number"),
         (["blend", "a.png", "b.png:0,5"], "b.png is '0,5': give a number"),
@@ -87,6 +88,8 @@ def run(words: list[str], folder: Path, images: Path, out: str = "out.png") -> i
         (["edit", "a.png", "--to", "a dog", "--theta", "nan"], "theta is nan"),
         (["edit", "a.png", "--from", "a dog", "--to", "a dog"], "both texts have the same embedding"),
         (["edit", "a.png", "--to", "a dog", "--frames", "0"], "frames is 0"),
+        (["edit", "a.png", "--to", "a dog", "--theta", "0.2", "1.5"], "theta is 1.5"),
+        (["edit", "a.png", "--to", "a dog", "--theta", "0.2", "0.3", "--frames", "2"], "frames is 2 with 2 thetas"),
         (["edit", "a.png", "--to", "a\0dog"], "has a NUL"),
         (["blend", "a.png", "a\0dog"], "has a NUL"),
         (["blend", "a.png", "b.png", "--frames", "1000000000"], "frames is 1000000000: at most 100,000"),
@@ -229,6 +232,20 @@ def test_progress_counts_all_passes(folder: Path, monkeypatch: pytest.MonkeyPatc
         images = make(steps=4, progress=lambda done, of: told.append((done, of)), finished=found.extend)
         assert told[-1] == (total, total) and {of for _, of in told} == {total}
         assert [one.tobytes() for one in found] == [one.tobytes() for one in images]
+
+
+def test_edit_makes_an_image_of_each_theta(folder: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit = ["edit", "a.png", "--to", "a dog", "--steps", "1"]
+    assert run([*edit, "--theta", "0.5", "0.25"], folder, images) == 0
+    assert run([*edit, "--theta", "0.5", "--theta", "0.25"], folder, images, "again.png") == 0
+    assert run([*edit, "--theta", "0.5", "--frames", "3"], folder, images, "frames.png") == 0
+    sizes = [Image.open(images / name).size for name in ("out.png", "again.png", "frames.png")]
+    assert sizes == [(32, 16), (32, 16), (48, 16)]
+    assert (images / "out.png").read_bytes() == (images / "again.png").read_bytes()
+    with pytest.raises(SystemExit):
+        run(["edit", "--to", "a dog", "--theta", "0.5", "a.png"], folder, images)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "a.png' is no number; an image goes before the options" in error
 
 
 def test_texts_like_paths_are_texts(folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_folder_that_cannot_be_made_is_named(place: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r" cannot be made \([A-Z][^\[\]]+\): give another folder as --out$"):
         check_folder(tmp_path / place)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+@pytest.mark.parametrize("check", [check_folder, lambda place, option: check_file(place / "a.png", option)])
+def test_folder_that_takes_nothing_is_named(check: Callable[[Path, str], None]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^nothing can be written in /proc \([A-Z].*\): give another folder as --out$"
+    ):
+        check(Path("/proc"), "--out")
 
 
 def test_file_check(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class SamplerConfig:
     spacing: Spacing = "trailing"
     """Which time steps are visited: both ends (linspace, unCLIP's), from step 0 (leading), or to the last (trailing).
     The log signal-to-noise ratio jumps just before step 0; without that step dpm++ needs far fewer steps."""
-    eta: Annotated[float, Range(0, 1, hint="0 draws nothing, 1 as DDPM")] = 0.0
+    eta: Annotated[float, Range(0, 1, hint="0 adds no noise, 1 as much as DDPM")] = 0.0
     """ddim: 0 adds no noise after the start, 1 has the variance of ddpm."""
     variance: Variance = "small"
     """ddpm: that of the posterior (small), beta (large), or the network's own (learned)."""
