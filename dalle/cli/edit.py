@@ -30,10 +30,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument(
         "--theta",
-        type=_number,
-        nargs="+",
-        action="extend",
-        help=f"strength from 0 to 1, usually 0.25 to 0.5; an image for each if there are several ({_THETA})",
+        type=float,
+        action="append",
+        help=f"strength from 0 to 1, usually 0.25 to 0.5; given several times: an image for each ({_THETA})",
     )
     command.add_argument(
         "--frames",
@@ -53,10 +52,3 @@ def _run(args: argparse.Namespace) -> None:
     pipe = open_model(args, [args.image])
     theta = args.theta or _THETA
     sample_frames(args, partial(pipe.edit, image, args.before, args.after, theta, args.frames, args.seed, args.steps))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:  # as of an image after the numbers, which argparse takes for one more
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; an image goes before the options") from None
