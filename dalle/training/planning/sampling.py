@@ -88,8 +88,7 @@ def describe(source: str | Path, given: Mapping[str, Any]) -> Model:
     """
     opened = open_source(source, weights=False)
     if isinstance(opened, ModelFolder):
-        if given:
-            raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
+        opened.check_none_given(given or {})
         check_stage(opened, "dalle")
         config = from_dict(DALLEConfig, opened.config["model"], opened.origin)
         sampling = from_dict(SamplingConfig, opened.config.get("sampling") or {}, opened.origin)
