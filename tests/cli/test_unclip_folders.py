@@ -148,6 +148,7 @@ def test_weights_that_are_nan_name_their_part(
 
 # `python -m dalle` that says on stdout when the first step is done
 _TELLS = """
+import signal
 import sys
 from dalle.__main__ import main
 from dalle.pipelines.unclip.sampling import ProgressMeter
@@ -158,6 +159,7 @@ def step(self, done, total, first=ProgressMeter.step):
     first(self, done, total)
 
 ProgressMeter.step = step
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs behind (&) with it ignored
 sys.exit(main(sys.argv[1:]))
 """
 

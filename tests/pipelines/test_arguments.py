@@ -136,3 +136,15 @@ def test_numbers_and_lists_of_other_libraries_are_taken(unclip: UnCLIP, tiny_pip
     (one,) = unclip.blend((IMAGE, "a"), np.array([1.0, 2.0]), steps=2)
     (same,) = unclip.blend([IMAGE, "a"], [1, 2], steps=2)
     assert one.tobytes() == same.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": 5}, "the source of weights is of type int: give a path or a hub id"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16': give one of torch, such as torch.bfloat16"),
+        ({"device": "toaster"}, "toaster"),
+    ],
+)
+def test_loaders_check_what_they_are_given(given: dict[str, Any], message: str, tiny_model: Path) -> None:
+    refused(lambda: dalle.TextToImage.from_pretrained(**{"source": tiny_model, "device": "cpu"} | given), message)
