@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import dalle
+from dalle.__main__ import main
 from dalle.apps.judging.classifier import Classifier, load_classifier, save_classifier
 from dalle.checkpoints.folder_config import check_config
 from dalle.checkpoints.model_folder import ModelFolder
@@ -159,3 +160,13 @@ def test_a_judge_without_names_is_refused(value: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         load_classifier(tmp_path / "judge")
     assert all(str(file) in line for line in str(caught.value).splitlines())
+
+
+def test_a_conversion_says_that_the_architecture_is_missing(
+    tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_copy / "image_tokenizer"
+    (folder / "config.yaml").write_text("stage: image_tokenizer\n")
+    assert main(["convert", str(folder), str(tmp_path / "out"), "image_size=32"]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'config.yaml'}: kind: expected one of" in error and error.count("\n") == 1

@@ -96,7 +96,7 @@ def describe(source: str | Path, given: Mapping[str, Any]) -> Model:
         if "image_tokenizer" in opened.components:
             part = opened.component("image_tokenizer")
             with torch.device("meta"):
-                images = _count(build(from_dict(ImageTokenizerConfig, part.config["model"], part.origin)))
+                images = _count(build(from_dict(ImageTokenizerConfig, part.config.get("model") or {}, part.origin)))
         name = f"{source}: {opened.config.get('origin') or 'made by train.py'}"
         return Model(name, config, sampling, images, "" if codes is None else codes.source)
     found = read_model(opened, None, given, weights=False)
