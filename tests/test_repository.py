@@ -20,7 +20,8 @@ import dalle
 from dalle.__main__ import _parse as parse
 from dalle.checkpoints import load
 from dalle.checkpoints.build import build_diffusion, build_prior
-from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
+from dalle.checkpoints.folder_config import read_config
+from dalle.checkpoints.model_folder import ModelFolder, folder_hash
 from dalle.cli.parser import CommandLine
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml

@@ -51,8 +51,10 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
             are megabytes.
 
     Raises:
-        ValueError: it does not exist, or cannot be downloaded.
+        ValueError: it is of another type, does not exist, or cannot be downloaded.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"the source of weights is of type {type(source).__name__}: give a path or a hub id")
     path, name = Path(source), str(source)
     if path.exists():
         return path

@@ -100,9 +100,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
                 check_text_tokenizer(found, words)
                 module.tokenizer = words
         return module
-    # Facts are given for published files alone: of ours they would contradict what is stored
-    if given:
-        raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
+    folder.check_none_given(given)
     check_stage(folder, "clip")
     module = build_own(CLIP, CLIPConfig, folder, device, dtype)
     if module.config.missing != "text":
@@ -133,8 +131,7 @@ def load_model(
     folder = open_source(source, family)
     if isinstance(folder, Path):
         return build_published_model(read_model(folder, family, given).model, str(source), device, dtype)
-    if given:
-        raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
+    folder.check_none_given(given)
     check_stage(folder, "dalle")
     module = build_own(DALLE, DALLEConfig, folder, device, dtype)
     module.detect_sparse_masks()  # stored masks are known only now, with the weights

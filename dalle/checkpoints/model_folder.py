@@ -17,17 +17,16 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.folder_config import check_config, read_config
 from dalle.checkpoints.lazy_tensor import LazyTensor, NotFiniteError, Tensors
 from dalle.checkpoints.quantization import Storage
 from dalle.checkpoints.tensors import open_tensors, write_tensors
-from dalle.config import read_yaml, to_yaml
+from dalle.config import to_yaml
 from dalle.files import atomic_folder
 
 WEIGHTS = "model.safetensors"
-# Files that determine what a model computes. README.md and images may change without changing its hash.
-# Of a config.yaml without `data`
-_KEYS = ("stage", "model", "parts", "sampling", "text_encoder", "image_codes", "origin", "sha256")
 _CARD_SUFFIXES = (".md", ".yaml", ".png", ".jpg", ".jpeg", ".webp", ".svg", ".gif")  # of what `export` keeps
+# Files that determine what a model computes. README.md and images may change without changing its hash.
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -124,25 +123,6 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         file.write_text(to_yaml(plain | {"sha256": folder_hash(folder)}), encoding="utf-8")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a folder's config.yaml.
-
-    Raises:
-        ValueError: it does not exist or is not valid YAML.
-    """
-    if Path(folder).is_file():
-        raise ValueError(
-            f"{folder} is a file; expected a folder with a config.yaml; published weights can be converted with "
-            "`python -m dalle convert`"
-        )
-    if not (Path(folder) / "config.yaml").is_file():
-        raise ValueError(
-            f"{folder} has no config.yaml: it is not a model folder written by train.py; published weights can be "
-            "converted with `python -m dalle convert`"
-        )
-    return read_yaml(Path(folder) / "config.yaml")
-
-
 class ModelFolder:
     """An open model folder, which reads its config.yaml and hashes its weights at most once.
 
@@ -152,6 +132,10 @@ class ModelFolder:
 
     def __init__(self, path: Path):
         self.path = path
+
+    def __str__(self) -> str:
+        # A source may be a folder that is open already, and messages name it
+        return str(self.path)
 
     @property
     def origin(self) -> str:
@@ -163,12 +147,10 @@ class ModelFolder:
         """The content of its config.yaml.
 
         Raises:
-            ValueError: it does not exist, is not valid YAML, or has an unknown key.
+            ValueError: it does not exist, is not valid YAML, or as `check_config`.
         """
         found = read_config(self.path)
-        unknown = [key for key in found if key not in _KEYS] if "data" not in found else []  # recipes have more keys
-        if unknown:
-            raise ValueError(f"{self.origin}: unknown key {unknown[0]}; known here: {', '.join(_KEYS)}")
+        check_config(found, self.origin)
         return found
 
     def check(self) -> None:
@@ -183,6 +165,15 @@ class ModelFolder:
                 f"{self.path} is damaged or was changed: its sha256 is {self.sha256}, {self.origin} says {recorded}; "
                 "restore the original (if the change is yours, remove the line sha256)"
             )
+
+    def check_none_given(self, given: Mapping[str, Any]) -> None:
+        """Refuse facts that are given: they are for published files, and here could only contradict what is stored.
+
+        Raises:
+            ValueError: there is one.
+        """
+        if given:
+            raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {self} tells it")
 
     @cached_property
     def sha256(self) -> str:
@@ -216,15 +207,7 @@ class ModelFolder:
         Raises:
             ValueError: there is no such component, or it is not the one these weights were trained with.
         """
-        parts = self.config.get("parts") or {}
-        if name not in parts:
-            raise ValueError(f"{self.path} has no component {name}: its config.yaml lists {', '.join(parts) or 'none'}")
-        recorded = parts[name]
-        if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
-            raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256: export the folder again")
-        found = ModelFolder(self.path / recorded["path"])
-        if not (found.path / "config.yaml").is_file():
-            raise ValueError(f"{found.path} is missing, or its config.yaml: copy {self.path} whole, with its {name}")
+        found, recorded = self.unchecked_component(name), self.config["parts"][name]
         if found.sha256 != recorded["sha256"]:
             if not any((found.path / file).is_file() for file in HASHED):
                 raise ValueError(f"{found.path} has lost its weights: copy {self.path} whole, with its {name}")
@@ -232,6 +215,23 @@ class ModelFolder:
                 f"{found.path} is not the {name} that {self.path} was trained with: its sha256 is {found.sha256}, "
                 f"expected {recorded['sha256']}; restore the original"
             )
+        return found
+
+    def unchecked_component(self, name: str) -> ModelFolder:
+        """Open the folder of a component without reading its weights, which take long to hash.
+
+        Raises:
+            ValueError: there is no such component.
+        """
+        parts = self.config.get("parts") or {}
+        if name not in parts:
+            raise ValueError(f"{self.path} has no component {name}: its config.yaml lists {', '.join(parts) or 'none'}")
+        recorded = parts[name]
+        if not isinstance(recorded, dict) or not all(isinstance(recorded.get(k), str) for k in ("path", "sha256")):
+            raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256: export the folder again")
+        found = ModelFolder(self.path / recorded["path"])
+        if not (found.path / "config.yaml").is_file():
+            raise ValueError(f"{found.path} is missing, or its config.yaml: copy {self.path} whole, with its {name}")
         return found
 
     def tensors(self) -> dict[str, Tensor | LazyTensor]:

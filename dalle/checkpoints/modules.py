@@ -57,8 +57,10 @@ def load_weights(
 
     Raises:
         NotFiniteError: a weight is nan or infinite.
-        ValueError: keys are missing or unexpected, or shapes differ.
+        ValueError: keys are missing or unexpected, or shapes differ; or `dtype` is none, such as its name.
     """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}: give one of torch, such as torch.bfloat16")
     check_fit(module, tensors, source)
     eight, dtype = dtype == torch.int8, None if dtype == torch.int8 else dtype
     # On the meta device only while FSDP shards are built (`sharded_init`): there the whole value never stays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dalle.checkpoints.folder_config import check_no_run
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published import ibq, mindalle
@@ -33,11 +34,12 @@ def open_source(source: Source, family: str | None = None, weights: bool = True)
         weights: False: of a repository of the hub only small files are fetched, as in `resolve`.
 
     Raises:
-        ValueError: the source does not exist.
+        ValueError: the source does not exist, or is the folder of a run.
     """
     if isinstance(source, ModelFolder):
         return source
     path = resolve(source, weights)
+    check_no_run(path)
     parts = [path / name for name in ("text_tokenizer", "image_tokenizer", "clip")]
     if (
         family is None

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.build import build_diffusion, build_prior, build_published
+from dalle.checkpoints.build import DIFFUSIONS, build_diffusion, build_prior, build_published
+from dalle.checkpoints.folder_config import read_config
 from dalle.checkpoints.load import load_clip
 from dalle.checkpoints.load_unclip import load_autoencoder, load_diffusion, load_prior
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.unclip import is_there, read_unclip
 from dalle.checkpoints.source import Source, open_source
-from dalle.config import from_dict
+from dalle.config import from_dict, renamed
 from dalle.files import atomic_folder
 from dalle.generation.diffusion_decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
@@ -25,7 +26,7 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior
-from dalle.models.latent_decoder import LatentDecoder
+from dalle.models.latent_decoder import LatentDecoder, LatentDecoderConfig
 from dalle.models.movq import MoVQ
 from dalle.models.upsampler import Upsampler
 
@@ -70,7 +71,7 @@ class UnCLIPParts:
 def assemble(
     out: Path, prior: str | Path, decoder: str | Path, upsampler: str | Path | None = None, card: str | None = None
 ) -> None:
-    """Write the folder of an unCLIP from those of its parts.
+    """Write the folder of an unCLIP from those of its parts; of one that is there already the README.md is kept.
 
     Raises:
         ValueError: a part is something else, prior and decoder are of different CLIPs, the upsampler does not begin
@@ -93,6 +94,8 @@ def assemble(
         model_folder.write_config(new, {"stage": "unclip", "model": {}, "parts": recorded})
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
+        elif (out / "README.md").is_file():
+            shutil.copy(out / "README.md", new / "README.md")
 
 
 def _check_target(out: Path, parts: Iterable[ModelFolder]) -> None:
@@ -105,7 +108,7 @@ def _check_target(out: Path, parts: Iterable[ModelFolder]) -> None:
             raise ValueError(f"{out} is, or holds, or lies in {part.path}, a part that is copied: give another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / "config.yaml").is_file() or model_folder.read_config(out).get("stage") != "unclip":
+    if not (out / "config.yaml").is_file() or read_config(out).get("stage") != "unclip":
         raise ValueError(f"{out} is there already and is no unCLIP, so it is not replaced: give another folder")
 
 
@@ -137,6 +140,8 @@ def load_unclip(
             f"{folder.path} is of stage {folder.config.get('stage')!r}, expected 'unclip': "
             "`python -m dalle assemble` puts its parts together"
         )
+    if "decoder" not in folder.components:
+        raise ValueError(f"{folder.origin}: parts has no decoder, and an unCLIP has one: restore the original")
     # In a fixed order, whatever the order in config.yaml
     folders: dict[str, ModelFolder] = {name: folder.component(name) for name in _KINDS if name in folder.components}
     if prior is not None:
@@ -235,8 +240,6 @@ def _opened(source: Source) -> ModelFolder:
 
 def _checked(folders: dict[str, ModelFolder]) -> ModelFolder:
     """The CLIP of the parts, which must fit each other."""
-    if "decoder" not in folders:
-        raise ValueError("there is no decoder: an unCLIP has a prior and a decoder, and perhaps an upsampler")
     for name, folder in folders.items():
         found = folder.config.get("stage"), (folder.config.get("model") or {}).get("kind")
         if found not in _KINDS[name]:
@@ -246,18 +249,28 @@ def _checked(folders: dict[str, ModelFolder]) -> ModelFolder:
     hashes = {name: clip.sha256 for name, clip in clips.items()}
     if len(set(hashes.values())) > 1:
         raise ValueError(
-            f"prior and decoder are of different CLIPs (sha256 {hashes['prior'][:12]}... and "
-            f"{hashes['decoder'][:12]}...): train both on one"
+            f"prior and decoder are of different CLIPs ({clips['prior'].path} has the sha256 "
+            f"{hashes['prior'][:12]}..., {clips['decoder'].path} {hashes['decoder'][:12]}...): train both on one"
         )
-    latents = folders["decoder"].config["model"].get("kind") == "latents"
-    if latents != ("autoencoder" in folders):
-        raise ValueError("a decoder of latents needs an autoencoder, and another has none: convert the whole again")
+    decoder = _diffusion_config(folders["decoder"])
+    if isinstance(decoder, LatentDecoderConfig) != ("autoencoder" in folders):
+        raise ValueError(
+            f"{folders['decoder'].path}: a decoder of latents needs an autoencoder, and another has none: convert the "
+            "whole again"
+        )
     if "upsampler" in folders:
-        size = folders["decoder"].config["model"].get("image_size")
-        low = folders["upsampler"].config["model"].get("low_size")
+        size, low = decoder.image_size, _diffusion_config(folders["upsampler"]).low_size
         if size != low:
-            raise ValueError(f"the decoder makes images of {size} pixels a side, the upsampler takes {low}")
+            raise ValueError(
+                f"{folders['decoder'].path} and {folders['upsampler'].path} do not fit: the decoder makes images of "
+                f"{size} pixels a side, the upsampler takes {low}"
+            )
     return clips["decoder"]
+
+
+def _diffusion_config(folder: ModelFolder) -> Any:
+    """The architecture of a decoder or an upsampler, of which `_checked` has seen the stage and the kind."""
+    return from_dict(DIFFUSIONS, renamed(folder.config["model"]), folder.origin)
 
 
 def _sampling(schema: type, folder: ModelFolder | None) -> Any:

@@ -30,8 +30,7 @@ def load_pipeline(settings: SampleConfig) -> tuple[TextToImage | UnCLIP, dict[st
     from dalle.pipelines.unclip import UnCLIP
 
     dtype = getattr(torch, settings.dtype)
-    # A file that needs --given is of a published model that samples tokens
-    if settings.model is not None and not settings.given and is_unclip(settings.model):
+    if settings.model is not None and is_unclip(settings.model):
         _check_unclip(settings)
         unclip = UnCLIP.from_pretrained(settings.model, settings.prior, settings.device, dtype, settings.clip)
         return unclip, settings.sampling | settings.diffusion
@@ -79,6 +78,8 @@ def _engine_options(settings: SampleConfig) -> dict[str, Any]:
 
 def _check_unclip(settings: SampleConfig) -> None:
     """Refuse options that are for models that sample tokens."""
+    if settings.given:
+        raise ValueError("--given is for published models that sample tokens, not for an unCLIP: leave it out")
     sources = ("image_tokenizer", "text_tokenizer", "text_encoder")
     for name in ("negative", "size", "keep_rows", *sources, "max_memory", "batch_size"):
         if getattr(settings, name) is not None:

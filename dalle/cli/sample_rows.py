@@ -33,15 +33,14 @@ def with_defaults(row: PromptRow, settings: SampleConfig, ranks: bool = True) ->
     Raises:
         ValueError: something is out of range whatever the model.
     """
-    from dalle.pipelines.request import check_request, check_text
+    from dalle.pipelines.request import check_request
 
     n = settings.n if row.n is None else row.n
     keep = settings.keep if row.keep is None else row.keep
     seed = settings.seed if row.seed is None else row.seed
     negative = settings.negative if row.negative is None else row.negative
     try:
-        keep = check_request([row.prompt], n, keep, seed, ranks)
-        check_text(negative or "", "negative prompt")
+        keep = check_request([row.prompt], n, keep, seed, ranks, negative)
         for options in (SamplingConfig, UnCLIPOptions):
             names = [one.name for one in fields(options)]
             options(**{name: value for name, value in row.sampling.items() if name in names})

@@ -3,7 +3,7 @@
 from dalle.config.describe import describe, option_rows
 from dalle.config.schema import check_total, config, default_of, descriptions, field_types, type_name, union_members
 from dalle.config.validate import dump, from_dict, load, renamed, to_dict
-from dalle.config.yaml_files import ConfigError, apply_overrides, flat, read_yaml, to_yaml
+from dalle.config.yaml_files import ConfigError, apply_overrides, flat, read_yaml, to_yaml, value_kind
 
 __all__ = [
     "ConfigError",
@@ -25,4 +25,5 @@ __all__ = [
     "to_yaml",
     "type_name",
     "union_members",
+    "value_kind",
 ]

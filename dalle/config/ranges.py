@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,26 @@ def check_ranges(instance: Any) -> None:
             _check(place, value, *limits)
 
 
+def check_choices(instance: Any) -> None:
+    """Refuse a dataclass in which a value is none of the choices that its annotation lists, or a number is missing.
+
+    pydantic checks what a file says; this, what Python code gives.
+
+    Raises:
+        ValueError: one is; the message names the field.
+    """
+    for name, annotation in field_annotations(instance.__class__).items():
+        value, members, declared = getattr(instance, name), _members(annotation), _declared(annotation)
+        if value is None and type(None) in members:
+            continue
+        if value is None and declared is not None:
+            _check(name, value, *declared)
+        known = [member for member in members if member is not type(None)]
+        choices = [choice for member in known if get_origin(member) is Literal for choice in get_args(member)]
+        if choices and value not in choices and all(get_origin(member) is Literal for member in known):
+            raise ValueError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
+
+
 def range_text(cls: Any, name: str) -> str:
     """The range of a field for --help: ", at least 1"; "" if it is no number or has none."""
     declared = _declared(field_annotations(cls)[name])
@@ -106,7 +126,8 @@ def numbers(name: str, value: Any, annotation: Any) -> Iterator[tuple[str, Any, 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
     """The members of a union; a single one of anything else."""
-    return (annotation,) if get_origin(annotation) in (None, list, tuple, Annotated) else get_args(annotation)
+    single = (None, list, tuple, Annotated, Literal)
+    return (annotation,) if get_origin(annotation) in single else get_args(annotation)
 
 
 def _declared(annotation: Any) -> tuple[type, Range | None] | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from pydantic import ConfigDict
 from typing_extensions import dataclass_transform
 
-from dalle.config.ranges import check_ranges
+from dalle.config.ranges import check_choices, check_ranges
 
 T = TypeVar("T")
 
@@ -42,12 +42,13 @@ def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that rejects unknown keys.
 
     A string literal right below a field is its description, which `describe` shows. Each number states its range in
-    its annotation (`dalle.config.ranges`); ranges are checked before the class's own `__post_init__`.
+    its annotation (`dalle.config.ranges`); ranges and choices are checked before the class's own `__post_init__`.
     """
     # Wrapped rather than inherited, so that a class's own checks may rely on the ranges
     own_checks = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
+        check_choices(self)
         check_ranges(self)
         if own_checks is not None:
             own_checks(self)

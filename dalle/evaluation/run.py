@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dalle.checkpoints.components import load_components
+from dalle.checkpoints.folder_config import check_no_run
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.checkpoints.model_folder import ModelFolder
@@ -136,6 +137,7 @@ def check_stage(source: str | Path, wanted: str) -> None:
 
 
 def _stage(path: Path) -> object:
+    check_no_run(path)
     return ModelFolder(path).config.get("stage") if is_model_folder(path) else stage_of(path)
 
 

@@ -6,6 +6,7 @@ Shapes: H W pixels, h w codes of an image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,8 @@ def whole_rows(keep_rows: float, rows: int) -> int:
     Raises:
         ValueError: it is not a whole number, or leaves nothing to keep or nothing to generate.
     """
+    if isinstance(keep_rows, bool) or not isinstance(keep_rows, Real):
+        raise ValueError(f"keep_rows is {keep_rows!r}: give a number of rows, or a fraction of them")
     count = 0
     if 0 < keep_rows < rows:
         # 1 is one row and not all of them: to keep everything would leave nothing to generate

@@ -81,7 +81,7 @@ def takes_negative(tokenizer: TextTokenizer | T5Encoder) -> bool:
     return isinstance(tokenizer, JSONTokenizer) and bool(tokenizer.config.negative_template)
 
 
-def check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
+def check_tokenizer(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
     """Check that a text tokenizer or encoder is of the kind and size that the model was trained with.
 
     Raises:

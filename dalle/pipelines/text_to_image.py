@@ -27,8 +27,8 @@ from dalle.models.dalle import DALLE
 from dalle.pipelines.finished import finished
 from dalle.pipelines.init_image import InitImage, encode_init_image
 from dalle.pipelines.model_inputs import candidates_of, encode_requests
-from dalle.pipelines.prompts import check_text, encode_negative, takes_negative
-from dalle.pipelines.request import Request, check_request
+from dalle.pipelines.prompts import check_tokenizer, encode_negative, takes_negative
+from dalle.pipelines.request import Request, as_texts, check_request
 from dalle.pipelines.result import Result
 from dalle.pipelines.sizes import draws, sized
 from dalle.text_tokenizers import TextTokenizer
@@ -63,7 +63,7 @@ class TextToImage:
                 f"the model generates {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
                 f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
             )
-        check_text(model, text_tokenizer)
+        check_tokenizer(model, text_tokenizer)
         self.model, self.text_tokenizer, self.image_tokenizer = model, text_tokenizer, image_tokenizer
         self.clip, self.model_hash = clip, model_hash
         self.sampling = SamplingConfig() if sampling is None else sampling
@@ -87,8 +87,7 @@ class TextToImage:
 
     def draws(self, size: str | Size) -> bool:
         """Whether the model draws images of a size, as for `sized`."""
-        size = read_size(size) if isinstance(size, str) else size
-        return draws(self.model, self.image_tokenizer.factor, size)
+        return draws(self.model, self.image_tokenizer.factor, read_size(size))
 
     def sized(self, size: str | Size) -> TextToImage:
         """The same pipeline for images of another size; all weights are shared.
@@ -99,7 +98,7 @@ class TextToImage:
         Raises:
             ValueError: the model does not draw it; many draw one size only.
         """
-        size = read_size(size) if isinstance(size, str) else size
+        size = read_size(size)
         if size == self.size:
             return self
         view = copy.copy(self)
@@ -201,8 +200,8 @@ class TextToImage:
             ValueError: an option is out of range, or options do not go together.
         """
         pipe = self if size is None else self.sized(size)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        keep = check_request(prompts, n, keep, seed, self.clip is not None)
+        prompts = as_texts(prompts)
+        keep = check_request(prompts, n, keep, seed, self.clip is not None, negative)
         engine, sampled = split_options(options)
         sampling = self.sampling.updated(**sampled)
         init_image = pipe.encode_init_image(image, keep_rows, mask)

@@ -217,7 +217,17 @@ def test_command_prints_markdown(folder: Path, capsys: pytest.CaptureFixture[str
         (["--table", "beauty"], "there is no table 'beauty': choose from prior, decoder"),
         (["--table", "edit"], "the table edit needs --judge, the folder of a judge"),
         (["--table", "systems"], "the table systems needs --against, an autoregressive model"),
-        (["--limit", "1"], "limit is 1: look at 2 pairs at least"),
+        (["--limit", "0"], "limit is 0: look at 1 pair at least"),
+        (["--limit", "1"], "limit is 1: the table prior needs 2 pairs at least"),
+        (["--limit", "1", "--table", "speed", "--table", "blend"], "the table blend needs 2 pairs at least"),
+        (["--table", "inversion", "--steps", "9"], "--steps is for the tables blend, edit, not for inversion: leave"),
+        (["--table", "decoder", "--against", "nope"], "--against is for the tables inpainting, systems, not for deco"),
+        (["--table", "speed", "--judge", "nope"], "--judge is for the tables decoder, edit, inpainting, systems, not"),
+        (["--table", "prior", "--clip", "nope"], "--clip is for the tables decoder, blend, inpainting, systems, not f"),
+        (["--table", "blend", "--language", "en"], "--language is for the table systems, not for blend: leave it out"),
+        (["--from-style", "noto"], "--from-style is for the table edit, not for prior, decoder, inversion, blend"),
+        (["--table", "speed", "--out", "nope"], "--out is for the tables decoder, blend, edit, inpainting, systems, n"),
+        (["--table", "speed", "--table", "systems", "--against", "nope"], "nope: no such file or folder"),
         (["--split", "nowhere"], "unknown data split 'nowhere'"),
         (["--steps", "0", "--table", "blend", "--limit", "2"], "steps is 0"),
     ],
@@ -228,6 +238,23 @@ def test_wrong_options_give_a_one_line_error(
     assert main(["eval", "unclip", str(folder), *WORDS, *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not Path("nope").exists()
+
+
+def test_one_pair_is_enough_for_an_inversion(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "INVERSION_STEPS", (2,))
+    command = ["eval", "unclip", str(folder), *WORDS, "--limit", "1", "--json"]
+    assert main([*command, "--table", "inversion", "--table", "inpainting"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert tables["inversion"]["2 steps, 1 pass each"]["images"] == 1
+    assert tables["inpainting"]["unCLIP"]["images"] == 1 and tables["inpainting"]["unCLIP"]["frechet"] is None
+
+
+def test_a_blend_is_of_two(pipe: UnCLIP, pairs: Pairs, judges: Judges) -> None:
+    with pytest.raises(ValueError, match="the table blend is of 2 images or more, and the split has 1"):
+        blend_table(pipe, pairs.first(1), judges, None, nothing, 2)
 
 
 def test_a_prior_has_its_own_table_only(

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
+from dalle.checkpoints.folder_config import read_config
+from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, save
 from dalle.checkpoints.modules import load_into
 from dalle.checkpoints.published.summary import inspect
 from dalle.checkpoints.quantization import STORAGE, pack, unpack

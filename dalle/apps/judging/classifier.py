@@ -17,6 +17,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.tensors import open_tensors
+from dalle.config import config, from_dict
 from dalle.images.transforms import resize_batch
 
 IMAGE_SIZE = 64
@@ -24,6 +25,14 @@ IMAGE_SIZE = 64
 STAGE = "judge"
 _WIDTHS = (32, 64, 128, 256)
 _BATCH = 128
+
+
+@config
+class ClassifierConfig:
+    """The names that a judge tells apart."""
+
+    concepts: list[str]
+    styles: list[str]
 
 
 class Classifier(nn.Module):
@@ -93,13 +102,13 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         ValueError: the folder does not exist or holds something else.
     """
     folder = resolve(source)
-    content = model_folder.read_config(folder)
-    names = content.get("model")
-    if content.get("stage") != STAGE or not isinstance(names, dict):
+    content = model_folder.ModelFolder(folder)
+    if content.config.get("stage") != STAGE:
         raise ValueError(
-            f"{source}: stage is {content.get('stage')}, expected a judge: python -m dalle judge trains one"
+            f"{source}: stage is {content.config.get('stage')}, expected a judge: python -m dalle judge trains one"
         )
-    classifier = Classifier(names["concepts"], names["styles"])
+    names = from_dict(ClassifierConfig, content.config.get("model") or {}, content.origin)
+    classifier = Classifier(names.concepts, names.styles)
     tensors = dict(open_tensors(folder / model_folder.WEIGHTS))
     # Counters are not in the file, and loading is strict: the module's own stand in
     counters = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}

@@ -29,8 +29,8 @@ from dalle.apps.server.tasks import LongWork
 from dalle.apps.server.unclip_routes import UnCLIPRoutes
 from dalle.apps.server.worker import Worker
 from dalle.apps.zeroshot.calibration import calibration_beside
+from dalle.checkpoints.folder_config import read_config
 from dalle.checkpoints.hub import SHIPPED
-from dalle.checkpoints.model_folder import read_config
 from dalle.checkpoints.source import is_model_folder
 from dalle.models.clip import CLIP
 from dalle.pipelines.text_to_image import TextToImage

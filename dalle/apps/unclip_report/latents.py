@@ -62,7 +62,12 @@ def blend_table(pipe: UnCLIP, pairs: Pairs, judges: Judges, out: Path | None, pr
         "pairs": number of blends; "ends_psnr": the two ends against the images themselves, in dB; "violations": how
         often in all the CLIP distance to the first image falls from one frame to the next; "worst": most in one blend;
         "good": fraction of blends with at most 2.
+
+    Raises:
+        ValueError: there are fewer than 2 images.
     """
+    if len(pairs) < 2:
+        raise ValueError(f"the table blend is of 2 images or more, and the split has {len(pairs)}: leave it out")
     base = without_upsampler(pipe)
     ends, counts, shown = [], [], []
     images, small = pairs.pil_images(), small_images(pairs, base.image_size)

@@ -25,6 +25,7 @@ from dalle.data.drawings.dataset import DrawingsDataset
 from dalle.data.loader import evaluation_batches
 from dalle.evaluation.prior_baselines import pair_embeddings, prior_table
 from dalle.evaluation.priors import Prior
+from dalle.evaluation.run import check_stage
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.clip import CLIP
 from dalle.pipelines.text_to_image import TextToImage
@@ -33,6 +34,18 @@ from dalle.pipelines.unclip import UnCLIP
 TABLES = ("prior", "decoder", "inversion", "blend", "edit", "inpainting", "systems", "speed")
 _NEED_JUDGE = ("edit",)
 _NEED_OTHER = ("systems",)
+_LEAST_PAIRS = {"prior": 2, "blend": 2}  # others take one; a Fréchet distance, of two or more, is then left out
+# Option -> the tables that use it, of those that not all use
+_USERS = {
+    "clip": ("decoder", "blend", "inpainting", "systems"),
+    "judge": ("decoder", "edit", "inpainting", "systems"),
+    "against": ("inpainting", "systems"),
+    "language": ("systems",),
+    "from_style": ("edit",),
+    "to_style": ("edit",),
+    "steps": ("blend", "edit"),
+    "out": ("decoder", "blend", "edit", "inpainting", "systems"),
+}
 _BATCH = 64
 _INVERTED, _BLENDED, _EDITED, _INPAINTED = 24, 40, 50, 20
 
@@ -48,9 +61,10 @@ class ReportOptions:
         clip: source of the CLIP that judges images; None: the model's own, which they were made to please.
         judge: folder of a classifier of `dalle judge`; None: none, and no table of edits.
         against: source of an autoregressive model to compare with; None: none, and no table of systems.
-        languages: of the prompts of that table.
-        styles: from which style to which the table of edits goes.
-        steps: of inversion and sampling in blends and edits.
+        language: languages of the prompts of that table; None: en and ne.
+        from_style: style of the images of the table of edits; None: fluent-3d.
+        to_style: style that they are edited to; None: noto.
+        steps: of inversion and sampling in blends and edits; None: 50.
         out: folder for sheets; None: none are written.
     """
 
@@ -60,14 +74,25 @@ class ReportOptions:
     clip: str | None = None
     judge: str | None = None
     against: str | None = None
-    languages: tuple[str, ...] = ("en", "ne")
-    styles: tuple[str, str] = ("fluent-3d", "noto")
-    steps: int = 50
+    language: tuple[str, ...] | None = None
+    from_style: str | None = None
+    to_style: str | None = None
+    steps: int | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 2:
-            raise ValueError(f"limit is {self.limit}: look at 2 pairs at least")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}: look at 1 pair at least")
+
+    @property
+    def latent_steps(self) -> int:
+        """Steps of blends and edits."""
+        return 50 if self.steps is None else self.steps
+
+    @property
+    def styles(self) -> tuple[str, str]:
+        """From which style to which edits go."""
+        return self.from_style or "fluent-3d", self.to_style or "noto"
 
     def at_most(self, usual: int) -> int:
         """Pairs of a table that takes `usual`."""
@@ -78,7 +103,7 @@ def tables_of(source: str, tables: Sequence[str], options: ReportOptions) -> lis
     """The tables to make: those asked for, or else all that the model and the options allow.
 
     Raises:
-        ValueError: a table is unknown, or needs what is not given.
+        ValueError: a table is unknown, or needs what is not given; or what is given is used by none of them.
     """
     if unknown := [name for name in tables if name not in TABLES]:
         raise ValueError(f"there is no table {unknown[0]!r}: choose from {', '.join(TABLES)}")
@@ -89,7 +114,16 @@ def tables_of(source: str, tables: Sequence[str], options: ReportOptions) -> lis
         lacking |= dict.fromkeys(TABLES[1:], f"a whole unCLIP, and {source} is a prior")
     if missing := [name for name in tables if name in lacking]:
         raise ValueError(f"the table {missing[0]} needs {lacking[missing[0]]}")
-    return list(tables) or [name for name in TABLES if name not in lacking]
+    wanted = list(tables) or [name for name in TABLES if name not in lacking]
+    for option, users in _USERS.items():
+        if getattr(options, option) is not None and not set(users) & set(wanted):
+            which = f"the table{'s' * (len(users) > 1)} {', '.join(users)}"
+            raise ValueError(f"--{option.replace('_', '-')} is for {which}, not for {', '.join(wanted)}: leave it out")
+    for name in wanted:
+        least = _LEAST_PAIRS.get(name, 1)
+        if options.limit is not None and options.limit < least:
+            raise ValueError(f"limit is {options.limit}: the table {name} needs {least} pairs at least")
+    return wanted
 
 
 def report(
@@ -105,9 +139,11 @@ def report(
         progress: called with a number of images or embeddings made.
 
     Raises:
-        ValueError: a table needs what is not given, or a source is something else.
+        ValueError: as `tables_of`, or a source is something else.
     """
     wanted = tables_of(source, tables, options)
+    if options.against is not None:
+        check_stage(options.against, "dalle")  # now, and not when the tables before it are done
     folder = _prior_folder(source)
     if folder is not None:
         settings = from_dict(PriorSamplingConfig, folder.config.get("sampling") or {}, folder.origin)
@@ -160,14 +196,15 @@ class _Evaluation:
         if name == "inversion":
             return inversion_table(pipe, self._some(_INVERTED), progress)
         if name == "blend":
-            return blend_table(pipe, self._some(_BLENDED), judges, out, progress, options.steps)
+            return blend_table(pipe, self._some(_BLENDED), judges, out, progress, options.latent_steps)
         if name == "speed":
             return speed_table(pipe, pairs.captions[0])
         if name == "inpainting":
             return inpainting_table(self._pipes(), self._some(_INPAINTED), judges, out, progress)
         if name == "systems":
             drawings = open_plain(options.data, options.split, pipe.image_size)
-            return systems_table(self._pipes(), drawings, judges, options.languages, options.limit, out, progress)
+            languages = ("en", "ne") if options.language is None else options.language
+            return systems_table(self._pipes(), drawings, judges, languages, options.limit, out, progress)
         return self._edits()
 
     def _some(self, usual: int) -> Pairs:
@@ -178,8 +215,8 @@ class _Evaluation:
         dataset, judge = open_data(options.data, options.split, size), self.judges.classifier
         if judge is None or not isinstance(dataset, DrawingsDataset):
             raise ValueError("the table edit is of drawings, whose styles a judge knows: give both")
-        count = options.at_most(_EDITED)
-        return edit_table(self.pipe, dataset, judge, options.styles, count, options.out, self.progress, options.steps)
+        count, steps = options.at_most(_EDITED), options.latent_steps
+        return edit_table(self.pipe, dataset, judge, options.styles, count, options.out, self.progress, steps)
 
     def _pipes(self) -> dict[str, Pipeline]:
         pipes: dict[str, Pipeline] = {"unCLIP": self.pipe}

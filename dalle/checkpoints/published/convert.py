@@ -109,7 +109,7 @@ def _convert_own_tokenizer(
     folder = ModelFolder(path)
     if folder.config.get("stage") != "image_tokenizer":
         raise ValueError(f"image_size: {path} is of stage {folder.config.get('stage')!r}; expected an image tokenizer")
-    config = from_dict(ImageTokenizerConfig, renamed(folder.config["model"]), folder.origin)
+    config = from_dict(ImageTokenizerConfig, renamed(folder.config.get("model") or {}), folder.origin)
     own = Published("image tokenizer", "as stated in its card", config, folder.tensors(), [])
     found = _resized(own, given, path)
     _write(out, "image_tokenizer", found, summary(found), path.name, storage, {}, {}, progress)
@@ -178,7 +178,9 @@ def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch
         own = ModelFolder(resolve(images))
         if own.config.get("stage") != "image_tokenizer":
             raise ValueError(f"{images} is of stage {own.config.get('stage')!r}; expected an image tokenizer")
-        _check_images(model, from_dict(ImageTokenizerConfig, renamed(own.config["model"]), own.origin), str(images))
+        _check_images(
+            model, from_dict(ImageTokenizerConfig, renamed(own.config.get("model") or {}), own.origin), str(images)
+        )
     else:
         found = model.image_tokenizer if images is None else read_image_tokenizer(resolve(images))
         if found is not None:

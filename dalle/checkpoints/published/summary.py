@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dalle.checkpoints import model_folder
+from dalle.checkpoints.folder_config import check_no_run
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.image_codes import KEY
+from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published import cosmos, dalle_pytorch, ibq, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.files import read_stored_state
@@ -58,8 +59,13 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
         ValueError: it is of no known kind, or damaged.
     """
     path = resolve(source)
+    check_no_run(path)
     if (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path):
-        return f"{source}: {_describe_model_folder(path)}"
+        folder = ModelFolder(path)
+        folder.check_none_given(given or {})
+        if prior is not None:
+            raise ValueError(f"--prior is for a published unCLIP, and {source} is a model folder: leave it out")
+        return f"{source}: {_describe_model_folder(folder)}"
     stage = stage_of(path)
     if stage == "unclip":
         return unclip_summary(str(source), path, prior)
@@ -180,24 +186,28 @@ def without_weights(config: Any) -> nn.Module:
         return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
 
 
-def _describe_model_folder(folder: Path) -> str:
+def _describe_model_folder(folder: ModelFolder) -> str:
     """Describe a model folder made by train.py or `convert`."""
-    content = model_folder.read_config(folder)
+    if folder.config.get("stage") != "unclip":
+        return _describe_model(folder)
+    parts = (f"{name}: {_describe_model(folder.unchecked_component(name))}" for name in folder.components)
+    return "\n".join(["unclip", *parts])
+
+
+def _describe_model(folder: ModelFolder) -> str:
+    """Describe a model folder that is no unCLIP."""
+    content = folder.config
     stage = content.get("stage")
-    if stage == "unclip":
-        return "\n".join(
-            ["unclip", *(f"{name}: {_describe_model_folder(folder / name)}" for name in content.get("parts") or {})]
-        )
     if stage not in _SCHEMAS:
-        raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
-    config = from_dict(_SCHEMAS[stage], renamed(content.get("model") or {}), str(folder / "config.yaml"))
+        raise ValueError(f"{folder.origin} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
+    config = from_dict(_SCHEMAS[stage], renamed(content.get("model") or {}), folder.origin)
     lines = _architecture(config, without_weights(config))
-    lines["components"] = ", ".join(content.get("parts") or {}) or "none"
+    lines["components"] = ", ".join(folder.components) or "none"
     if KEY in content:
         lines["image tokenizer"] = _place(None, str((content[KEY] or {}).get("source", "")))
-    lines["license"] = "see its README.md" if (folder / "README.md").is_file() else "not stated"
+    lines["license"] = "see its README.md" if (folder.path / "README.md").is_file() else "not stated"
     try:
-        stored_tensors(folder / model_folder.WEIGHTS)  # its header only; whether the file is whole
+        stored_tensors(folder.path / WEIGHTS)  # its header only; whether the file is whole
     except ValueError as error:
         lines["damage"] = str(error)
     return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_format(lines)}"

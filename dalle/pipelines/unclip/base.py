@@ -20,8 +20,15 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import make_schedule
-from dalle.pipelines.request import check_request, check_seed
-from dalle.pipelines.unclip.sampling import ProgressMeter, Sampling, StageNoise, noise_of_stage, stage_seeds
+from dalle.pipelines.request import as_texts, check_number, check_request, check_seed, check_text
+from dalle.pipelines.unclip.sampling import (
+    ProgressMeter,
+    Sampling,
+    StageNoise,
+    check_shape,
+    noise_of_stage,
+    stage_seeds,
+)
 from dalle.pipelines.unclip.stages import DiffusionStages, finite
 
 INVERSION = SamplerConfig(sampler="ddim", steps=50)
@@ -56,8 +63,8 @@ class EmbeddingDecoder(DiffusionStages):
         Raises:
             ValueError: there is no prompt or no prior, or an option is out of range or for another kind of prior.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_request(prompts, 1, None, seed, ranks=False)
+        prompts = as_texts(prompts)
+        check_request(prompts, 1, None, seed, ranks=False, negative=negative)
         if noise is not None and isinstance(self.prior, AutoregressivePrior):
             raise ValueError("noise is for a diffusion prior, and this model's is autoregressive: give a seed")
         sampling = self._sampling({"prior_steps": steps, "prior_guidance": guidance}).prior
@@ -101,14 +108,18 @@ class EmbeddingDecoder(DiffusionStages):
             float32 [B, 3, H, W] in [0, 1].
         """
         z = self._check_embeds(z)
-        captions = [prompts] * len(z) if isinstance(prompts, str) else list(prompts)
+        captions = as_texts(prompts) * (len(z) if isinstance(prompts, str) else 1)
         if len(captions) != len(z):
             raise ValueError(f"{len(z)} embeddings with {len(captions)} prompts: give one for each, or one for all")
+        for caption in captions:
+            check_text(caption)
         check_seed(seed, len(z))
         sampling = self._sampling({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
         text, seeds = self.clip.text_states(captions), list(range(seed, seed + len(z)))
         if negative is not None and isinstance(self.decoder, DiffusionDecoder):
             raise ValueError("this decoder has a learned embedding of no image: leave negative out")
+        if negative is not None:
+            check_shape("negative", negative, (1, z.shape[1]), (len(z), z.shape[1]))
         return self._decode(z, text, seeds, sampling, noise=noise, negative=negative)
 
     @torch.no_grad()
@@ -123,6 +134,7 @@ class EmbeddingDecoder(DiffusionStages):
             steps: of DDIM; reconstruction takes as many.
             iterations: network passes per step; 1 is plain DDIM inversion.
         """
+        check_number("iterations", iterations, whole=True)
         given = self._to_tensors(images)
         z = self._check_embeds(z, len(given))
         return self._invert(given, z, replace(INVERSION, steps=steps), None, iterations)
@@ -140,6 +152,7 @@ class EmbeddingDecoder(DiffusionStages):
             float32 [B, 3, h, h] in [0, 1]; of a decoder of latents the decoded image.
         """
         options, z = replace(INVERSION, steps=steps), self._check_embeds(z)
+        noise = check_shape("noise", noise, (len(z), *image_shape(self.decoder))).to(z)
         small = sample_from(noise, self._unguided_denoiser(z), make_schedule(self.decoder.config.schedule), options)
         return to_unit(small if self.autoencoder is None else self.autoencoder.decode(small))
 

@@ -23,7 +23,7 @@ from dalle.generation.progress import Progress
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_theta, check_weights, slerp, text_difference
 from dalle.images.transforms import check_images, check_mask, inpaint_pixels, square_tensor, to_images
-from dalle.pipelines.request import check_count, check_request, check_seed, check_text
+from dalle.pipelines.request import as_list, as_texts, check_count, check_number, check_request, check_seed, check_text
 from dalle.pipelines.result import Result
 from dalle.pipelines.unclip.base import INVERSION, EmbeddingDecoder, Finished
 from dalle.pipelines.unclip.sampling import Inpainting, ProgressMeter, stage_seeds
@@ -99,7 +99,7 @@ class UnCLIP(EmbeddingDecoder):
         Raises:
             ValueError: an option is out of range, or options conflict.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = as_texts(prompts)
         keep = check_request(prompts, n, keep, seed, self.judge is not None)
         sampling = self._sampling(options)
         inpainting = self._inpainting(image, mask, options.get("resample"))
@@ -186,15 +186,22 @@ class UnCLIP(EmbeddingDecoder):
             progress: called after each diffusion step.
             finished: called with the images of each batch.
         """
+        items = as_list("items", items, "2 or more images and texts")
+        for number, item in enumerate(items, 1):
+            if not isinstance(item, (str, Image.Image)):
+                raise ValueError(f"item {number} is of type {type(item).__name__}: give a PIL.Image or a text")
         if len(items) < 2:
             raise ValueError(f"a blend is of 2 or more images and texts, got {len(items)}")
         if weights is None and len(items) > 2:
             raise ValueError(f"{len(items)} images and texts need weights: frames lie between two")
         if weights is None:
             check_count("frames", frames, least=2)
-        if weights is not None and len(weights) != len(items):
-            raise ValueError(f"{len(items)} images and texts with {len(weights)} weights: give each one")
         if weights is not None:
+            weights = as_list("weights", weights, "numbers")
+            for weight in weights:
+                check_number("a weight", weight)
+            if len(weights) != len(items):
+                raise ValueError(f"{len(items)} images and texts with {len(weights)} weights: give each one")
             check_weights(weights)
         check_seed(seed, len(items))
         texts = [item for item in items if isinstance(item, str)]
@@ -241,6 +248,7 @@ class UnCLIP(EmbeddingDecoder):
             progress: called after each diffusion step.
             finished: called with the images of each batch.
         """
+        check_edit(image, theta)
         check_count("frames", frames)
         check_seed(seed)
         for text in (before, after):
@@ -277,3 +285,10 @@ class UnCLIP(EmbeddingDecoder):
         pixels = square_tensor(image, self.image_size).to(self.device)
         white = inpaint_pixels(mask, self.image_size).to(self.device)
         return Inpainting(pixels, white, 1 if resample is None else resample)
+
+
+def check_edit(image: Any, theta: Any) -> None:
+    """Refuse what is no image, and strengths that are no numbers; their range is checked where they are used."""
+    check_images(image=image)
+    for strength in theta if isinstance(theta, Sequence) and not isinstance(theta, str) else [theta]:
+        check_number("theta", strength)

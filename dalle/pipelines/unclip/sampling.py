@@ -115,8 +115,28 @@ class ProgressMeter:
 
 
 def noise_of_stage(noise: StageNoise, stage: Stage, shape: tuple[int, ...]) -> Noise:
-    """The noise source that the sampler of one stage expects."""
-    return lambda: noise(stage, shape)
+    """The noise source that the sampler of one stage expects.
+
+    Raises:
+        ValueError: `noise` is no function, or (when it is called) returns another shape.
+    """
+    if not callable(noise):
+        raise ValueError(f"noise is of type {type(noise).__name__}: give a function of a stage and a shape")
+    return lambda: check_shape(f"the noise of the {stage}", noise(stage, shape), shape)
+
+
+def check_shape(name: str, given: Any, *shapes: tuple[int, ...]) -> Tensor:
+    """Check that an argument is a tensor of floating-point numbers of one of some shapes; returns it.
+
+    Raises:
+        ValueError: it is not; torch would stretch other numbers of rows in silence, or fail far from here.
+    """
+    wanted = " or ".join(str(list(shape)) for shape in shapes)
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} is of type {type(given).__name__}: give a tensor {wanted}")
+    if tuple(given.shape) not in shapes or not given.is_floating_point():
+        raise ValueError(f"{name} is {given.dtype} {list(given.shape)}: give floating-point numbers {wanted}")
+    return given
 
 
 def stage_seeds(seeds: Sequence[int], stage: Stage) -> list[int]:

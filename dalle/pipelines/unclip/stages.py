@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -81,9 +81,9 @@ class DiffusionStages:
         empty = repeated(self.clip.text_states([""]), len(z))
         return decoder_denoiser(self.decoder, z, empty, empty)
 
-    def _to_tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Given images as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
-        if isinstance(images, str):  # a path, and no sequence of letters
+    def _to_tensors(self, images: Any) -> Tensor:
+        """Given images, one or several, as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
+        if isinstance(images, str) or not isinstance(images, Iterable):  # a path, and no sequence of letters
             check_images(image=images)
         images = [images] if isinstance(images, Image.Image) else list(images)
         if not images:
@@ -98,9 +98,12 @@ class DiffusionStages:
             return from_unit(resize_batch(images, size))
         return self.autoencoder.encode(from_unit(resize_batch(images, self.image_size)))
 
-    def _check_embeds(self, z: Tensor, images: int | None = None) -> Tensor:
+    def _check_embeds(self, z: Any, images: int | None = None) -> Tensor:
         """Embeddings of a call [B, D] on the model's device; of `images` given images, if they are given."""
         dim = self.clip.config.embed_dim
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            kind = z.dtype if isinstance(z, Tensor) else f"of type {type(z).__name__}"
+            raise ValueError(f"z is {kind}: give embeddings, a tensor of floating-point numbers [B, {dim}]")
         if z.ndim != 2 or not len(z) or z.shape[1] != dim:
             raise ValueError(f"z has the shape {list(z.shape)}; embeddings of this model are [B, {dim}], B at least 1")
         if images is not None and len(z) != images:

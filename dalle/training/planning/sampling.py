@@ -88,8 +88,7 @@ def describe(source: str | Path, given: Mapping[str, Any]) -> Model:
     """
     opened = open_source(source, weights=False)
     if isinstance(opened, ModelFolder):
-        if given:
-            raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
+        opened.check_none_given(given or {})
         check_stage(opened, "dalle")
         config = from_dict(DALLEConfig, opened.config["model"], opened.origin)
         sampling = from_dict(SamplingConfig, opened.config.get("sampling") or {}, opened.origin)
@@ -97,7 +96,7 @@ def describe(source: str | Path, given: Mapping[str, Any]) -> Model:
         if "image_tokenizer" in opened.components:
             part = opened.component("image_tokenizer")
             with torch.device("meta"):
-                images = _count(build(from_dict(ImageTokenizerConfig, part.config["model"], part.origin)))
+                images = _count(build(from_dict(ImageTokenizerConfig, part.config.get("model") or {}, part.origin)))
         name = f"{source}: {opened.config.get('origin') or 'made by train.py'}"
         return Model(name, config, sampling, images, "" if codes is None else codes.source)
     found = read_model(opened, None, given, weights=False)

@@ -98,7 +98,7 @@ def _clip_config(recipe: UnCLIPRecipe) -> tuple[CLIPConfig | None, str | None]:
     if not is_model_folder(path):
         return read_clip(path).config, None
     folder = ModelFolder(path)
-    return from_dict(CLIPConfig, folder.config["model"], folder.origin), None
+    return from_dict(CLIPConfig, folder.config.get("model") or {}, folder.origin), None
 
 
 def report_unclip(found: UnCLIPPlan, recipe: UnCLIPRecipe, cluster: Cluster) -> str:
