@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.checkpoints.published.cosmos_wavelets import eye, pixels_of_wavelets, wavelets_of_pixels
 from dalle.checkpoints.published.folding import Part, fold, plain
 from dalle.checkpoints.published.pickles import read_code, read_pickled
 from dalle.checkpoints.published.state import Published, count, shape
@@ -165,7 +166,7 @@ def _parts(config: CosmosConfig) -> Iterator[Part]:
         encodes = side == "encoder"
         for end, kernel, last in (
             ("conv_in", _of_wavelets if encodes else _space, None),
-            ("conv_out", _space, None if encodes else _pixels_of_wavelets),
+            ("conv_out", _space, None if encodes else pixels_of_wavelets),
         ):
             yield from _chain(f"{side}.{end}", [f"{side}.{end}.0", f"{side}.{end}.1"], kernel, last=last)
         yield from plain([(f"{side}.norm_out", f"{side}.norm_out.norm")])
@@ -260,46 +261,14 @@ def _space(kernel: Tensor) -> Tensor:
 def _with_center(kernel: Tensor) -> Tensor:
     """The kernel of a convolution whose input is added to its output."""
     side = kernel.shape[-1] // 2
-    return _space(kernel) + F.pad(_eye(len(kernel)), (side, side, side, side))
+    return _space(kernel) + F.pad(eye(len(kernel)), (side, side, side, side))
 
 
 def _with_mean(kernel: Tensor) -> Tensor:
     """The kernel of a convolution to whose output the mean of 2x2 cells is added; it is padded on one side only."""
-    return _space(kernel) + F.pad(_eye(len(kernel)).expand(-1, -1, 2, 2) / 4, (0, 1, 0, 1))
+    return _space(kernel) + F.pad(eye(len(kernel)).expand(-1, -1, 2, 2) / 4, (0, 1, 0, 1))
 
 
 def _of_wavelets(kernel: Tensor) -> Tensor:
     """The kernel over pixels of patches, 3 PATCH^2 channels, for one over wavelets, 3 PATCH^3."""
-    return torch.einsum("ouab,up->opab", _space(kernel), _haar())
-
-
-def _eye(width: int) -> Tensor:
-    return torch.eye(width, dtype=torch.float64)[:, :, None, None]
-
-
-def _haar() -> Tensor:
-    """The wavelets [3 PATCH^3, 3 PATCH^2] of the pixels of a patch, of a video whose frames are equal.
-
-    Each step has 8 bands: low and high in time, within these in height, within these in width. Pixels are in the order
-    of `F.pixel_unshuffle`.
-    """
-    x = F.pixel_shuffle(_eye(3 * PATCH**2), PATCH)
-    while x.shape[-1] > 1:
-        (a, b), (c, d) = ([x[:, :, i::2, j::2] for j in (0, 1)] for i in (0, 1))
-        bands = torch.cat((a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d), dim=1) / 4
-        x = torch.cat((bands, torch.zeros_like(bands)), dim=1)
-    return x[:, :, 0, 0].T
-
-
-def _pixels_of_wavelets() -> Tensor:
-    """The pixels [3 PATCH^2, 3 PATCH^3] of the last frame of a patch, which is the only one of an image."""
-    x = _eye(3 * PATCH**3)
-    while x.shape[-1] < PATCH:
-        low, high = x.chunk(2, dim=1)  # in time: of two frames the second is their difference
-        mean, across, down, both = (low - high).chunk(4, dim=1)
-        rows = [
-            torch.stack((mean + i * down + across + i * both, mean + i * down - across - i * both), dim=-1)
-            for i in (1, -1)
-        ]
-        x = torch.stack(rows, dim=3).flatten(2, 3).flatten(3, 4)
-    return F.pixel_unshuffle(x, PATCH)[:, :, 0, 0].T
+    return torch.einsum("ouab,up->opab", _space(kernel), wavelets_of_pixels())
