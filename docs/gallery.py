@@ -78,8 +78,11 @@ class Studio:
 
     def seeds(self) -> list[Row]:
         """Candidates as they come, in the order of their seeds."""
-        found = self.pipe(list(KNOWN[:4]), n=8, seed=self.seed)
-        return [(one.prompt, one.images, [f"seed {seed}" for seed in one.seeds]) for one in found]
+        rows = []
+        for one in self.pipe(list(KNOWN[:4]), n=8, seed=self.seed):  # each ordered by its scores
+            by_seed = sorted(zip(one.seeds, one.images, strict=True), key=lambda pair: pair[0])
+            rows.append((one.prompt, [image for _, image in by_seed], [f"seed {seed}" for seed, _ in by_seed]))
+        return rows
 
     def guidance(self) -> list[Row]:
         """One seed at several scales of guidance."""

@@ -67,6 +67,7 @@ def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
     columns = min(_COLUMNS, max(len(images) for _, images, _ in rows))
     width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)  # room for a label above one small image
     labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, first)]
+    _warn_of_fonts([label for label, _, _ in rows])
     wrapped = [-(-len(images) // _COLUMNS) for _, images, _ in rows]  # lines of images in each row
     height = _GAP + sum(
         len(lines) * _LINE + count * (cell + _LINE) + _GAP for (lines, _), count in zip(labels, wrapped, strict=True)
@@ -137,14 +138,9 @@ def _cell(rows: Sequence[Row]) -> int:
 
 def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
     """A label wrapped to lines of at most `width` pixels, and its font."""
-    # Control characters have no glyphs
-    text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+    text = _shown(text)
     font = font_for(text, _TEXT) if text else None
     if font is None:
-        if text:
-            logger.warning(
-                "no font found for %.60r: its row of the grid is labeled by number; %s", text, _font_hint(text)
-            )
         return [f"prompt {number}" if text else f"prompt {number} (empty)"], _latin(_TEXT)
     lines = [""]
     for word in text.split(" "):
@@ -154,6 +150,23 @@ def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
         else:
             lines.append(word)
     return lines, font
+
+
+def _shown(text: str) -> str:
+    """A label without control characters, which have no glyphs."""
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+
+
+def _warn_of_fonts(labels: Sequence[str]) -> None:
+    """Log what no font has glyphs for: one line for all labels that lack the same one."""
+    lacking: dict[str, list[str]] = {}
+    for text in dict.fromkeys(map(_shown, labels)):
+        if text and font_for(text, _TEXT) is None:
+            lacking.setdefault(_font_hint(text), []).append(text)
+    for hint, texts in lacking.items():
+        more = f" and {len(texts) - 1} more" * (len(texts) > 1)
+        rows = "their rows of the grid are" if more else "its row of the grid is"
+        logger.warning("no font found for %.60r%s: %s labeled by number; %s", texts[0], more, rows, hint)
 
 
 def _font_hint(text: str) -> str:

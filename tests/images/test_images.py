@@ -198,6 +198,12 @@ def test_label_without_a_font_becomes_the_row_number(
         "no font found for 'हात्ती': its row of the grid is labeled by number; install a font with Devanagari, for "
         "example fonts-lohit-deva or fonts-noto-core"
     ]
+    caplog.clear()
+    labeled_grid([(text, [image], [""]) for text in ("हात्ती", "a dog", "घर", "हात्ती", "गुलाबी फूल")])
+    assert [r.getMessage()[:78] for r in caplog.records] == [
+        "no font found for 'हात्ती' and 2 more: their rows of the grid are labeled by n"
+    ]
+    caplog.clear()
     assert font_for("a red heart, 3d style!", 12) is not None  # Pillow's own
     labeled_grid([("", [image], [""])])
     caplog.clear()

@@ -47,6 +47,8 @@ def read_pickled(file: Path) -> Any:
         raise ValueError(f"{file} is empty: download it again")
     with file.open("rb") as start:  # enough for the magic number
         head = start.read(512)
+    if head.startswith(_IMAGES):
+        raise ValueError(f"{file} is an image, and holds no weights (what drew a PNG: sample.py --from {file})")
     try:
         if head.startswith(b"PK\x03\x04"):
             return _read_zip(file)
@@ -85,6 +87,7 @@ def read_code(file: Path) -> str:
     return b"\n".join(found).decode(errors="replace")
 
 
+_IMAGES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # how files of PNG, JPEG, GIF and WebP begin
 # All exceptions that damaged pickles and archives cause in the standard library and in torch.
 _DAMAGE_ERRORS = (
     pickle.UnpicklingError,

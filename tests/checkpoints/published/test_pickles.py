@@ -186,6 +186,7 @@ with zipfile.ZipFile(ARCHIVE, "w") as _archive:
 BAD = {
     "empty": (b"", "is empty"),
     "text": (b"<html>404</html>", "was not written by torch.save"),
+    "image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is an image, and holds no weights"),
     "cut": (pickle.dumps(list(range(99)))[:-20], "was not written by torch.save"),
     "a long text that is not there": (b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"x.", "damaged"),
     "room for many objects": (b"\x80\x02]r\xff\xff\xff\x7f.", "declares 2,147,483,647 objects"),
