@@ -100,7 +100,11 @@ class DrawingsDataset:
         return len(self._slots) if self.composed else len(self.drawings)
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Pair `index`, its image uint8 [image_size, image_size, 3]."""
+        """Pair `index`, its image uint8 [image_size, image_size, 3].
+
+        Raises:
+            BadRecord: a drawing in it cannot be rendered.
+        """
         composition = self.compose(index, seed)
         return Pair(composition.paint(), composition.caption)
 
@@ -118,7 +122,7 @@ class DrawingsDataset:
     def compose(self, index: int, seed: int) -> Composition:
         """The composition behind `pair(index, seed)`: the image before blending, and every choice that was made."""
         if not self.composed:
-            layer = self.drawings[index].art.render(self.image_size)
+            layer = self.drawings[index].render(self.image_size)
             whole = ((0, 0, self.image_size),)
             return Composition(layer, WHITE, self.canonical_caption(index), (index,), whole, (None,))
         # One generator per (seed, index), so that a sample does not depend on which worker makes it, or when.
@@ -189,7 +193,7 @@ class DrawingsDataset:
         if rng.random() < self.config.flips and not drawing.symbol:
             # A mirrored arrow to the left is one to the right: the concept may change with it
             mirror = captions.mirror_concept(concept)
-        pixels = drawing.art.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
+        pixels = drawing.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
         if mirror is not None:
             concept, pixels = mirror, pixels[:, ::-1]
         if self.config.rotation and side:
