@@ -11,6 +11,7 @@ from dalle.data.drawings.captions import FAMILIES, STYLES
 from dalle.data.drawings.sets import SetName
 
 Language = Literal["en", "hi", "ne"]
+_MOST_UNEQUAL = 1000  # weights: the slots of the others are repeated as often, and all are shuffled in memory
 
 
 @config
@@ -66,5 +67,10 @@ class DrawingsConfig:
                 raise ValueError(f"styles {unknown or '[]'}: choose from {', '.join(known)}")
         if self.weights is not None and len(self.weights) != len(self.sets):
             raise ValueError(f"weights is {list(self.weights)}: give one per set, {', '.join(self.sets)}")
-        if not self.languages:
-            raise ValueError("languages is empty: choose from en, hi, ne")
+        if self.weights is not None and max(self.weights) > _MOST_UNEQUAL * min(self.weights):
+            raise ValueError(
+                f"weights is {list(self.weights)}: the largest may be {_MOST_UNEQUAL} times the smallest; to do "
+                "without a set, leave it out of sets"
+            )
+        if not self.languages or len(set(self.languages)) != len(self.languages):
+            raise ValueError(f"languages is {list(self.languages)}: choose from en, hi, ne, each once")

@@ -464,7 +464,10 @@ def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
         {"weights": (1.0,)},
         {"weights": (1.0, float("nan"))},
         {"weights": (1.0, 0.0)},
+        {"weights": (1e-6, 1000.0)},  # a thousand million slots
+        {"weights": (1e-300, 1000.0)},
         {"languages": ()},
+        {"languages": ("en", "en")},
         {"scenes": 1.5},
         {"inks": -0.1},
         {"flips": float("nan")},
