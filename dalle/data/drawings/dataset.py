@@ -25,7 +25,8 @@ from dalle.data.drawings.composition import (
 )
 from dalle.data.drawings.config import DrawingsConfig
 from dalle.data.drawings.render import BLACK, Color
-from dalle.data.drawings.sets import DRAWINGS, Drawing, read_set
+from dalle.data.drawings.sets import DRAWINGS, read_set
+from dalle.data.drawings.tables import wrong_row
 
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -81,8 +82,11 @@ class DrawingsDataset:
         if not root.is_dir():
             raise ValueError(f"no such folder: {root}; data.root must be the repository's data folder or a copy of it")
         wanted = SPLITS["all" if split == "train" and config.include_test else split]
-        by_set = [[d for d in read_set(name, root, config.styles) if d.split in wanted] for name in config.sets]
-        self.drawings: list[Drawing] = [drawing for own in by_set for drawing in own]
+        everything = [drawing for name in config.sets for drawing in read_set(name, root, config.styles)]
+        for drawing in everything:  # one of no split would be left out without a word
+            if drawing.split not in SPLITS["all"]:
+                raise wrong_row(drawing.file, drawing.row, f"its split {drawing.split!r} is unknown")
+        self.drawings = [drawing for drawing in everything if drawing.split in wanted]
         if not self.drawings:
             raise ValueError(
                 f"the split {split!r} has no drawings with these sets and styles: change data.sets or data.styles"

@@ -108,6 +108,7 @@ WRONG_ROWS = {
     "concept's caption empty": (CONCEPTS, in_row(4, caption=""), "its caption is empty"),
     "emoji's concept missing": (NOTO, in_row(4, codepoints="ffff"), "ffff is not in"),
     "emoji's split null": (NOTO, in_row(4, split=None), "its split is empty"),
+    "emoji's split unknown": (NOTO, in_row(4, split="trian"), "its split 'trian' is unknown"),
     "icon's name empty": (LUCIDE, in_row(4, name=""), "its name is empty"),
     "icon's family unknown": (LUCIDE, in_row(4, family="mystery"), "its family 'mystery' is unknown"),
     "icon's family null": (LUCIDE, in_row(4, family=None), "its family is empty"),
