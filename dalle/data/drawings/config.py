@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from dalle.config import config
 from dalle.config.ranges import NonNegativeInt, Probability, Range
@@ -11,6 +12,17 @@ from dalle.data.drawings.captions import FAMILIES, STYLES
 from dalle.data.drawings.sets import SetName
 
 Language = Literal["en", "hi", "ne"]
+_LANGUAGES = ", ".join(get_args(Language))
+
+
+def check_languages(languages: Sequence[str]) -> None:
+    """Refuse languages in which no drawing has a caption.
+
+    Raises:
+        ValueError: one of them is unknown.
+    """
+    if unknown := [language for language in languages if language not in get_args(Language)]:
+        raise ValueError(f"language is {unknown[0]!r}: choose from {_LANGUAGES}")
 
 
 @config
@@ -67,4 +79,4 @@ class DrawingsConfig:
         if self.weights is not None and len(self.weights) != len(self.sets):
             raise ValueError(f"weights is {list(self.weights)}: give one per set, {', '.join(self.sets)}")
         if not self.languages:
-            raise ValueError("languages is empty: choose from en, hi, ne")
+            raise ValueError(f"languages is empty: choose from {_LANGUAGES}")
