@@ -14,6 +14,10 @@ import re
 import sys
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("ablation.py")
+
 import train
 from dalle.cli.parser import CommandLine
 from dalle.cli.tool import run_tool

@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("attention.py")
+
 import torch
 from machine import describe, median, seconds
 

@@ -15,6 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("clip_finetune.py")
+
 import dalle
 import train
 from dalle.__main__ import main as command

@@ -19,6 +19,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("clip_losses.py")
+
 import dalle
 import train
 from dalle.apps.clip_report import Source, retrieval_of

@@ -10,6 +10,10 @@ import random
 import sys
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("familiar_words.py")
+
 from dalle.checkpoints.hub import SHIPPED
 from dalle.cli.parser import CommandLine
 from dalle.cli.tool import run_tool

@@ -14,6 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("first_image.py")
+
 from machine import median
 
 from dalle.cli.parser import CommandLine

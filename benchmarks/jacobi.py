@@ -10,6 +10,10 @@ from __future__ import annotations
 import sys
 import time
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("jacobi.py")
+
 import torch
 from torch import Tensor
 

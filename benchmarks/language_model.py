@@ -27,6 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("language_model.py")
+
 import torch
 from machine import Memory, describe, median
 
@@ -250,9 +254,7 @@ def main() -> None:
     for name, default in shape:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tokens", type=int, default=576, help="image tokens that transformers draws (%(default)s)")
-    parser.add_argument(
-        "--own-tokens", type=int, help="stop drawing here after so many (a whole image, with its pixels)"
-    )
+    parser.add_argument("--own-tokens", type=int, help="stop drawing here after so many (a whole image, with pixels)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here, and take it from here if it is there")
@@ -290,9 +292,8 @@ def main() -> None:
         others = [f"{kind} {rates[kind] / rates['transformers']:.1f}" for kind in rates if kind in DTYPES]
         print(f"times as fast as transformers: {', '.join(others)}")
     if args.json is not None:
-        args.json.write_text(
-            json.dumps({"about": about, "shape": shapes, "inspect": found, "results": results}, indent=1) + "\n"
-        )
+        content = {"about": about, "shape": shapes, "inspect": found, "results": results}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("learning_speed.py")
+
 import torch
 import torch.nn.functional as F
 from machine import describe

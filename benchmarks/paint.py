@@ -18,6 +18,10 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("paint.py")
+
 import torch
 import torch.nn.functional as F
 from torch import nn

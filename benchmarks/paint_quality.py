@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("paint_quality.py")
+
 import torch
 from PIL import Image
 from torch import Tensor

@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("plot.py")
+
 import matplotlib
 
 matplotlib.use("Agg")

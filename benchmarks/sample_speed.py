@@ -19,6 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("sample_speed.py")
+
 import torch
 from machine import Memory, describe, median, multiplication, seconds
 from peers import PEERS

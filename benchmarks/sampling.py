@@ -12,6 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("sampling.py")
+
 import torch
 from torch import Tensor
 

@@ -19,6 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("search.py")
+
 import numpy as np
 import pyarrow as pa
 import torch

@@ -28,6 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("serve.py")
+
 import httpx
 from PIL import Image
 

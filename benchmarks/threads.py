@@ -16,6 +16,10 @@ import subprocess
 import sys
 import time
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("threads.py")
+
 from dalle.cli.parser import CommandLine
 from dalle.cli.tool import run_tool
 

@@ -13,6 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("token_shards.py")
+
 import numpy as np
 import torch
 

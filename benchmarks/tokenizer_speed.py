@@ -10,6 +10,10 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("tokenizer_speed.py")
+
 import torch
 from machine import describe, median, seconds
 from torch import nn

@@ -22,6 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("train_speed.py")
+
 import torch
 from machine import describe, median, multiplication, seconds
 from peers import LOSSES

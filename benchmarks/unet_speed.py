@@ -13,6 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("unet_speed.py")
+
 import torch
 from diffusers import UNet2DConditionModel
 from machine import describe, median

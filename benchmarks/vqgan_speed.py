@@ -18,6 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("vqgan_speed.py")
+
 import torch
 from machine import describe, median, seconds
 from taming.modules.diffusionmodules.model import Decoder, Encoder

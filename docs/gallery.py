@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("gallery.py")
+
 from PIL import Image, ImageDraw
 
 import dalle

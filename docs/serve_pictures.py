@@ -18,6 +18,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("serve_pictures.py")
+
 from playwright.sync_api import Page, sync_playwright
 
 from dalle.cli.parser import CommandLine

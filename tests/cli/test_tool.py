@@ -89,7 +89,9 @@ def test_every_script_with_arguments_ends_so() -> None:
     parsing = [file for file in scripts if re.search(r"ArgumentParser\(|CommandLine\(", file.read_text("utf-8"))]
     assert len(parsing) > 20
     for file in parsing:
-        assert "ArgumentParser(" not in file.read_text("utf-8") and "run_tool(main)" in file.read_text("utf-8"), file
+        text = file.read_text("utf-8")
+        assert "ArgumentParser(" not in text and "run_tool(main)" in text, file
+        assert f'explain_startup_errors("{file.name}")' in text, file
 
 
 def test_interrupt_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
