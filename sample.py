@@ -72,6 +72,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     """Load the model, sample the prompts in groups and write each group's images as soon as it is finished."""
     from dalle.images.read import read_image
     from dalle.pipelines.familiarity import warn_of_unfamiliar_words
+    from dalle.pipelines.prompts import warn_of_blank_prompts
     from dalle.pipelines.request import check_request
     from dalle.pipelines.unclip import UnCLIP
 
@@ -86,6 +87,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
         check_model(settings.from_image, settings.model, pipe.model_hash)
     ranks = (pipe.judge if isinstance(pipe, UnCLIP) else pipe.clip) is not None
     check_request(settings.prompts, settings.n, settings.keep, settings.seed, ranks)
+    warn_of_blank_prompts(settings.prompts)
     if not isinstance(pipe, UnCLIP):
         warn_of_unfamiliar_words(pipe.model, pipe.text_tokenizer, settings.prompts)
     options |= {"distinct": settings.distinct, **images}

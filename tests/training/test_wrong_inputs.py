@@ -143,6 +143,10 @@ WRONG = {
         ["dalle.yaml", "caption_dropout=0", "sampling.guidance=3"],
         "sampling.guidance is 3.0 but caption_dropout is 0",
     ),
+    "guidance without learned captions": (
+        ["dalle.yaml", "caption_dropout=1", "sampling.guidance=3"],
+        "sampling.guidance is 3.0 but caption_dropout is 1: no caption would be learned",
+    ),
     "run under a file": (["vqgan.yaml", "run.dir=list.yaml/run"], "list.yaml"),
     "a batch that memory cannot hold": (
         ["vqgan.yaml", "run.batch_size=1048576", "model.image_size=4096", "model.quantizer.codebook_size=2"],
