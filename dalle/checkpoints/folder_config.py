@@ -1,4 +1,4 @@
-"""The config.yaml of a model folder: its sections, and what stands in each. Knows nothing of weights."""
+"""The config.yaml of a model folder: its sections, and what stands in each; and the names of the files beside it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import read_yaml, value_kind
+
+WEIGHTS = "model.safetensors"
+# Files that determine what a model computes. README.md and images may change without changing its hash.
+HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 # Sections of a config.yaml without `data`, and their types; what is in `model` and `sampling` its own class checks
 _SECTIONS: dict[str, type] = {

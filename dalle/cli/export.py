@@ -14,7 +14,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("export", help="export the weights of a run to a model folder")
     run_help = "folder of a run (run.dir of its config), or RUN/checkpoints/step-... for the weights of that step"
     command.add_argument("run_folder", type=Path, metavar="RUN", help=run_help)
-    command.add_argument("out", type=Path, metavar="OUT", help="folder to write; an existing README.md is kept")
+    out_help = "folder to write; a model of the same stage that is there is replaced, its README.md kept"
+    command.add_argument("out", type=Path, metavar="OUT", help=out_help)
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of stored weights (%(default)s)")
     command.add_argument(
         "--interpolate",
@@ -47,9 +48,9 @@ def _run(args: argparse.Namespace) -> None:
 
         own = model_folder.ModelFolder(run / "model").tensors() if tensors is None else tensors
         tensors = interpolate(run / "model", own, args.start, args.interpolate)
-    model_folder.export(run / "model", args.out, args.dtype, tensors)
+    replaced = model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB")
+    print(f"{args.out}: {size / 1e6:.1f} MB{', in place of the model that was there' if replaced else ''}")
 
 
 def _check_run(run: Path) -> None:

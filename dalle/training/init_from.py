@@ -11,9 +11,10 @@ from pathlib import Path
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from dalle.checkpoints.folder_config import WEIGHTS
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
-from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.source import is_model_folder

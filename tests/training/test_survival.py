@@ -198,7 +198,8 @@ def test_resume_auto_refuses_another_config(run: Path, capfd: pytest.CaptureFixt
     (run / "config.yaml").unlink()
     assert train.main(["vqgan.yaml", "resume=auto"]) == 2
     assert "in run (run/config.yaml: no such file); choose" in capfd.readouterr().err
-    shutil.rmtree(run / "checkpoints")  # nothing is there to go on with, nor to lose
+    for name in ("checkpoints", "model"):  # nothing is there to go on with, nor to lose
+        shutil.rmtree(run / name)
     assert train.main(["vqgan.yaml", "resume=auto", "run.steps=1"]) == 0
 
 
@@ -284,6 +285,7 @@ def test_export_of_a_folder_that_is_no_run_is_refused(
         ("file/under", "file is not a folder that can be written"),
         ("other", "other/model is there already and of no run: choose another run.dir=FOLDER"),
         ("run", "contains a run already: continue it with resume=true"),
+        ("run/model", "run/model holds a model, and a run would write over its config.yaml: choose another run.dir"),
     ],
 )
 def test_wrong_run_folders_are_refused_before_anything_is_loaded(
@@ -296,6 +298,19 @@ def test_wrong_run_folders_are_refused_before_anything_is_loaded(
     assert train.main(["vqgan.yaml", f"run.dir={place}"]) == 2
     assert message in (error := capfd.readouterr().err) and error.count("\n") == 1
     assert (run.parent / "other" / "model" / "code.py").is_file() and (run.parent / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("resume", ["false", "auto", "true"])
+def test_trained_model_without_checkpoints_is_not_replaced(
+    resume: str, run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are many times as large as the model: who deletes them keeps the model."""
+    shutil.rmtree(run / "checkpoints")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    monkeypatch.setattr(state, "build_task", None)
+    assert train.main(["vqgan.yaml", f"resume={resume}"]) == 2
+    assert "run contains a trained model and no checkpoint to resume from" in capfd.readouterr().err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_dead_loader_process_gives_a_one_line_error(
