@@ -41,7 +41,7 @@ from dalle.training.train_step import accumulate, mean_metrics, optimizer_step, 
 
 _OUT_OF_MEMORY_HINT = (
     "increase run.accumulation or decrease run.batch_size (python -m dalle find-batch finds what fits), or set "
-    "model.transformer.checkpoint_activations=true; checkpoints are intact, continue with resume=true"
+    "model.transformer.checkpoint_activations=true; existing checkpoints are intact, and resume=true goes on from them"
 )
 
 

@@ -56,6 +56,8 @@ def check_no_run(folder: Path) -> None:
     if (model / "config.yaml").is_file() and (not (folder / "config.yaml").is_file() or "data" in read_config(folder)):
         raise ValueError(f"{folder} is the folder of a run: give that of its model, {model}")
     if (folder / "metrics.jsonl").is_file() and not model.exists():
+        if any((folder / "checkpoints").glob("*-*")):
+            raise ValueError(f"{folder} is a run that has lost its model: resume it (resume=true) to get {model} back")
         raise ValueError(f"{folder} is a run that has saved no weights yet: train on, until its first checkpoint")
 
 

@@ -29,7 +29,7 @@ from dalle.training.recipe import DALLERecipe, LoopRecipe
 
 LOCK = ".lock"
 # What a run writes to its folder; its config.yaml may have been put there to train from
-_OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
+OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
@@ -60,7 +60,7 @@ def _check_names(run: Path) -> None:
     check_no_model(run, "run.dir=FOLDER")
     if (run / "origin.yaml").exists():  # a run that ended before its first checkpoint
         return
-    taken = next((run / name for name in _OWN_NAMES if (run / name).exists()), None)
+    taken = next((run / name for name in OWN_NAMES if (run / name).exists()), None)
     if taken is not None:
         raise ValueError(f"{taken} is there already and of no run: choose another run.dir=FOLDER")
 
