@@ -96,7 +96,8 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
         turned = (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
             isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
         )
-        if turned:
+        # A Path of it would be the working folder
+        if turned or (data == "" and scalars == {Path}):
             yield f"{path.removesuffix('.')}: expected {type_name(annotation)}, got {data!r}"
         return
     cls = class_for(annotation, data)
