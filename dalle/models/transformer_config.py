@@ -72,7 +72,7 @@ class TransformerConfig:
         if self.hidden is None and self.width * self.mlp_ratio < 1:
             raise ValueError(
                 f"mlp_ratio is {self.mlp_ratio}: of a width of {self.width} that is no channel; give at least "
-                f"{1 / self.width:.2g}"
+                f"1 / {self.width}, or hidden"
             )
         names = ("width", "depth", "heads", "head_channels", "hidden", "mlp_ratio")
         sizes = {name: getattr(self, name) for name in names}

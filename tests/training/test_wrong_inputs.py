@@ -235,6 +235,14 @@ def test_damaged_weights_are_not_trained_on(
     assert "model.safetensors" in refused(["go_on.yaml"], capfd)
 
 
+def test_text_tokenizer_is_not_trained_in_the_folder_of_one(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whose loader would then take it for the folder of a run."""
+    folder = Path(shutil.copytree(ROOT / "tokenizers" / "emoji-bpe", here / "bpe"))
+    line = refused([str(folder / "config.yaml"), "dir=bpe"], capfd)
+    assert "bpe holds a model, and a run would write over its config.yaml: choose another dir=FOLDER" in line
+    assert not (folder / "model").exists()
+
+
 def test_resume_refuses_another_tokenizer_by_name(parts: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of the same sizes: the checkpoint fits, but its codes mean other images. The same one may lie elsewhere."""
     for part in ("text_tokenizer", "image_tokenizer"):
