@@ -16,7 +16,7 @@ explain_startup_errors("sample.py")  # before anything else is imported
 
 # isort: split
 from dalle.cli.errors import report_error
-from dalle.cli.interrupt import exit_code, sigterm_raises
+from dalle.cli.interrupt import exit_code, quiet_exit, sigterm_raises
 from dalle.cli.sample import SampleConfig, parse
 from dalle.cli.sample_files import SampleFiles, finished_images
 from dalle.cli.sample_from import check_model
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     settle_streams()
     logging.basicConfig(format=f"{program}: %(message)s")
     limit_openmp_spinning()
-    with sigterm_raises():
+    with quiet_exit(argv), sigterm_raises():
         return _main(argv, program)
 
 

@@ -118,8 +118,10 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
 
 
 def _would_be_converted(annotation: Any, data: Any) -> bool:
-    """Whether pydantic's lax mode would take a value for another: "3" for a number, 1 or "yes" for true."""
+    """Whether pydantic's lax mode would take a value for another: "3" for a number, 1 or "yes" for true, "" for "."."""
     scalars = set(union_members(annotation)) - {type(None)}
+    if data == "" and scalars == {Path}:
+        return True
     return (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
         isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
     )

@@ -66,6 +66,11 @@ class DALLERecipe:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora does not work with an EMA of the weights: set optim.ema=null")
+        if self.model.stored_masks and self.init_from is None:
+            raise ValueError(
+                "model.stored_masks are masks among the weights of init_from, which is null: set model.stored_masks=[] "
+                "and choose by model.attention"
+            )
         if not self.text_weight and not self.image_weight:
             raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
         check_guidance(self.sampling.guidance, "caption", self.caption_dropout)

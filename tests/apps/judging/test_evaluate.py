@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,19 @@ def test_judge_command_trains_and_saves_a_judge(tmp_path: Path, capsys: pytest.C
     assert load_classifier(tmp_path / "judge").styles == ["fluent-mono"]
     assert main(["judge", *options, "--epochs", "0"]) == 2
     assert "epochs is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_judge_replaces_a_judge_alone_and_says_so(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dalle.apps.judging.train.train_judge", lambda *_: Classifier(["heart"], ["flat"]))
+    options = ["judge", "sets=[emoji]", "styles=[fluent-mono]", "--device", "cpu", "--out"]
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    assert main([*options, str(model)]) == 2
+    assert "holds a model of stage 'dalle', which one of stage 'judge' does not replace" in capsys.readouterr().err
+    for end in ("images\n", "images, in place of the judge that was there\n"):
+        assert main([*options, str(tmp_path / "judge")]) == 0
+        assert capsys.readouterr().out.endswith(end)
 
 
 def test_draw_and_judge_options_require_each_other(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
