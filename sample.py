@@ -16,7 +16,7 @@ explain_startup_errors("sample.py")  # before anything else is imported
 
 # isort: split
 from dalle.cli.errors import report_error
-from dalle.cli.interrupt import exit_code, sigterm_raises
+from dalle.cli.interrupt import exit_code, quiet_exit, sigterm_raises
 from dalle.cli.sample import SampleConfig, parse
 from dalle.cli.sample_files import SampleFiles, finished_images
 from dalle.cli.sample_from import check_model
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     settle_streams()
     logging.basicConfig(format=f"{program}: %(message)s")
     limit_openmp_spinning()
-    with sigterm_raises():
+    with quiet_exit(argv), sigterm_raises():
         return _main(argv, program)
 
 
@@ -72,6 +72,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     """Load the model, sample the prompts in groups and write each group's images as soon as it is finished."""
     from dalle.images.read import read_image
     from dalle.pipelines.familiarity import warn_of_unfamiliar_words
+    from dalle.pipelines.prompts import warn_of_blank_prompts
     from dalle.pipelines.request import check_request
     from dalle.pipelines.unclip import UnCLIP
 
@@ -86,6 +87,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
         check_model(settings.from_image, settings.model, pipe.model_hash)
     ranks = (pipe.judge if isinstance(pipe, UnCLIP) else pipe.clip) is not None
     check_request(settings.prompts, settings.n, settings.keep, settings.seed, ranks)
+    warn_of_blank_prompts(settings.prompts)
     if not isinstance(pipe, UnCLIP):
         warn_of_unfamiliar_words(pipe.model, pipe.text_tokenizer, settings.prompts)
     options |= {"distinct": settings.distinct, **images}

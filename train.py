@@ -23,7 +23,7 @@ limit_openmp_spinning()  # before torch is imported
 from torch import Tensor
 
 from dalle.cli.errors import print_error, report_error
-from dalle.cli.interrupt import SignalHandler, exit_code, sigterm_raises
+from dalle.cli.interrupt import SignalHandler, exit_code, quiet_exit, sigterm_raises
 from dalle.cli.streams import settle_streams
 from dalle.cli.train import parse
 from dalle.config import dump
@@ -41,7 +41,7 @@ from dalle.training.train_step import accumulate, mean_metrics, optimizer_step, 
 
 _OUT_OF_MEMORY_HINT = (
     "increase run.accumulation or decrease run.batch_size (python -m dalle find-batch finds what fits), or set "
-    "model.transformer.checkpoint_activations=true; checkpoints are intact, continue with resume=true"
+    "model.transformer.checkpoint_activations=true; existing checkpoints are intact, and resume=true goes on from them"
 )
 
 
@@ -94,6 +94,11 @@ def train(recipe: LoopRecipe) -> int:
 
 def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
     """Parse, validate, train; also `dalle train`. A user error is one line (for a config one per mistake), code 2."""
+    with quiet_exit(argv):
+        return _main(argv, program)
+
+
+def _main(argv: Sequence[str] | None, program: str) -> int:
     show_traceback = False
     settle_streams()
     try:

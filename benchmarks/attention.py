@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("attention.py")
+
 import torch
 from machine import describe, median, seconds
 
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.kernels import sparse, switches
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.masks import Kind, mask
@@ -163,7 +170,7 @@ def ratios(ways: dict[str, Callable[[], object]], args: argparse.Namespace) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--text", type=int, default=256, help="text tokens")
     parser.add_argument("--side", type=int, default=32, help="rows and columns of the image")
     parser.add_argument("--heads", type=int, default=16)
@@ -191,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

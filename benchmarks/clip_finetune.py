@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("clip_finetune.py")
 
 import dalle
 import train
@@ -20,6 +25,8 @@ from dalle.__main__ import main as command
 from dalle.apps.clip_report import Source, retrieval_of
 from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.data import open_data
 from dalle.training.init_config import resolve_recipe
 
@@ -62,7 +69,7 @@ def measured(source: str | Path, overrides: Sequence[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/clip-finetune-table"), help="folder (%(default)s)")
     parser.add_argument("--way", action="append", choices=[*WAYS], help="only these; may be repeated (default: all)")
     parser.add_argument("--start", default="models/emoji/clip", help="CLIP to fine-tune (%(default)s)")
@@ -88,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -15,14 +15,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("clip_losses.py")
 
 import dalle
 import train
 from dalle.apps.clip_report import Source, retrieval_of
 from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.models.clip import CLIP
 
 LOSSES = ("softmax", "sigmoid")
@@ -65,7 +72,7 @@ def metrics_of(clip: CLIP) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="configs/emoji/clip.yaml", help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/clip-losses"), help="folder of the runs (%(default)s)")
     parser.add_argument("--batch", type=int, default=1024, help="pairs a step (%(default)s)")
@@ -91,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

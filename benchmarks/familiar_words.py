@@ -6,11 +6,17 @@ none are not. Prints the share of both that `dalle sample` would warn about, for
 
 from __future__ import annotations
 
-import argparse
 import random
+import sys
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("familiar_words.py")
+
 from dalle.checkpoints.hub import SHIPPED
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.data.drawings import captions
 from dalle.data.drawings.config import DrawingsConfig
 from dalle.data.drawings.dataset import DrawingsDataset
@@ -49,7 +55,7 @@ def sample_captions(data: DrawingsDataset, count: int, seed: int) -> dict[str, l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, default=SHIPPED)
     parser.add_argument("--sets", nargs="+", default=["emoji"])
     parser.add_argument("--captions", type=int, default=300, help="of each language and split")
@@ -75,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -6,7 +6,6 @@ drawing codes, turning codes into pixels with CLIP's scores, writing files. The 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,7 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("first_image.py")
+
 from machine import median
+
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBE = """
@@ -58,7 +64,7 @@ def run(n: int, model: str | None, dtype: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--n", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -80,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

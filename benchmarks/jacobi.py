@@ -7,13 +7,19 @@ one-by-one drawing; and how many codes are the same (all, but for floating-point
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("jacobi.py")
 
 import torch
 from torch import Tensor
 
 from dalle import TextToImage
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.generation.generate import generate
 from dalle.generation.options import EngineOptions
 
@@ -39,7 +45,7 @@ def draw(pipe: TextToImage, prompt: str, batch: int, window: int) -> tuple[Tenso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--prompts", type=int, default=12, help="of batches of 1; larger batches have fewer")
@@ -77,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

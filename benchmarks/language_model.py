@@ -27,6 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("language_model.py")
+
 import torch
 from machine import Memory, describe, median
 
@@ -34,6 +38,8 @@ from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published import janus
 from dalle.checkpoints.published.summary import inspect
 from dalle.checkpoints.tensors import write_tensors
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.pipelines.text_to_image import TextToImage
 
 PROMPT = "a red fox in the snow"
@@ -243,14 +249,12 @@ def told(kind: str, found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     shape = (("width", 2048), ("depth", 24), ("heads", 16), ("hidden", 5632), ("words", 102_400))
     for name, default in shape:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tokens", type=int, default=576, help="image tokens that transformers draws (%(default)s)")
-    parser.add_argument(
-        "--own-tokens", type=int, help="stop drawing here after so many (a whole image, with its pixels)"
-    )
+    parser.add_argument("--own-tokens", type=int, help="stop drawing here after so many (a whole image, with pixels)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here, and take it from here if it is there")
@@ -265,9 +269,13 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="dalle-language-model-") as scratch:
         folder = Path(scratch) if args.folder is None else args.folder
+        shapes, shape_file = {name: getattr(args, name) for name, _ in shape}, folder / "shape.json"
         if not (folder / "tokenizer.json").is_file():  # which is written last
             folder.mkdir(parents=True, exist_ok=True)
+            shape_file.write_text(json.dumps(shapes), encoding="utf-8")
             print(f"{write(folder, args):,} parameters", flush=True)
+        elif not shape_file.is_file() or json.loads(shape_file.read_text(encoding="utf-8")) != shapes:
+            raise ValueError(f"{folder} has a checkpoint of another shape: give another --folder")
         print(f"{(folder / 'model.safetensors').stat().st_size / 1e9:.2f} GB of weights", flush=True)
         found = run("inspect", folder, args)
         print(found["text"])
@@ -284,11 +292,9 @@ def main() -> None:
         others = [f"{kind} {rates[kind] / rates['transformers']:.1f}" for kind in rates if kind in DTYPES]
         print(f"times as fast as transformers: {', '.join(others)}")
     if args.json is not None:
-        shapes = {name: getattr(args, name) for name, _ in shape}
-        args.json.write_text(
-            json.dumps({"about": about, "shape": shapes, "inspect": found, "results": results}, indent=1) + "\n"
-        )
+        content = {"about": about, "shape": shapes, "inspect": found, "results": results}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -15,10 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("learning_speed.py")
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +32,8 @@ from peers import dalle_pytorch_model
 from torch import Tensor, nn
 
 from dalle.checkpoints.load import load_image_tokenizer, load_text_tokenizer
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.data import open_data
 from dalle.data.loader import evaluation_batches
 from dalle.models.dalle import DALLE
@@ -168,7 +175,7 @@ def encoded(recipe: DALLERecipe, split: str, count: int) -> Pairs:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the recipe")
     parser.add_argument("--recipe", type=Path, default=Path("configs/emoji/dalle.yaml"), help="%(default)s")
     parser.add_argument("--minutes", type=float, default=20, help="of DALLE-pytorch's training (%(default)s)")
@@ -205,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -18,11 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("many_prompts.py")
+
 import torch
 
 from dalle import TextToImage
+from dalle.cli.parser import CommandLine
 from dalle.cli.sample import SampleConfig
 from dalle.cli.sample_many import read_rows, sample_many
+from dalle.cli.tool import run_tool
 
 WORDS = ("a red heart", "a palm tree", "a blue fish", "लाल दिल", "a smiling face", "a green leaf", "a yellow star")
 _HEAD = "| --write | pipeline alone, images/s | with the file | ratio | by the clock | memory by quarters, MB |"
@@ -77,7 +84,7 @@ def measure(pipe: TextToImage, prompts: list[str], some: int, together: int, kin
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--alone", type=int, default=256, help="of these by the pipeline alone (%(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="(%(default)s)")
@@ -98,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

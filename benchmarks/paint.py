@@ -8,15 +8,19 @@ but these definitions of its generate.py.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import math
 import resource
 import statistics
+import sys
 import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("paint.py")
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,8 @@ from torch import nn
 import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER, TOKENIZER, load_painter
 from dalle.apps.vqgan_clip.options import PRESETS, PaintOptions
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 
 PROMPT = "a red heart, 3d style"
 DEFINITIONS = (
@@ -86,7 +92,7 @@ def seconds(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--vqgan-clip", type=Path, help="checkout of github.com/nerdyrodent/VQGAN-CLIP")
     parser.add_argument("--cutouts", type=int, nargs="+", default=[8, 32], help="cutouts of a step (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="steps of each kind (%(default)s)")
@@ -113,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

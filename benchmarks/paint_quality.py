@@ -12,11 +12,17 @@ costs nothing. Options of painting may follow as key=value, for example steps=80
 
 from __future__ import annotations
 
-import argparse
+import json
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("paint_quality.py")
 
 import torch
 from PIL import Image
@@ -24,8 +30,11 @@ from torch import Tensor
 
 import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.config import apply_overrides
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
+from dalle.files import check_folder
 from dalle.images.grid import labeled_columns
 from dalle.images.png import write_png
 from dalle.images.transforms import to_tensor
@@ -63,8 +72,18 @@ def told(name: str, found: list[int]) -> str:
     return f"{name}: own caption in the top 10 for {share} of {len(found)}, median rank {statistics.median(found):g}"
 
 
+def _check_options(file: Path, options: dict[str, Any]) -> None:
+    """Refuse a folder of paintings of other options, which would be measured as if they were of these."""
+    if not file.is_file():
+        if any(file.parent.glob("*.png")):
+            raise ValueError(f"{file.parent} has paintings, and {file.name} is missing: give another --out")
+        file.write_text(json.dumps(options), encoding="utf-8")
+    elif file.read_text(encoding="utf-8") != json.dumps(options):
+        raise ValueError(f"{file.parent} has paintings of other options, see {file.name}: give another --out")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--judge", help="folder of a CLIP other than the shipped one; none: only paint")
     parser.add_argument("--count", type=int, default=20, help="captions to paint (%(default)s)")
     parser.add_argument("--choice", type=int, default=0, help="seed of the choice of captions (%(default)s)")
@@ -74,7 +93,9 @@ def main() -> None:
     args = parser.parse_args()
     options = apply_overrides({}, args.options)
     chosen, real, captions = held_out(args.count, args.choice)
+    check_folder(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
+    _check_options(args.out / "options.json", options)
     painted = []
     for number, caption in enumerate(chosen):
         file = args.out / f"{args.choice}-{number:02d}.png"
@@ -83,7 +104,10 @@ def main() -> None:
             made = dalle.paint(caption, **options)
             write_png(made.image, file, {"prompt": caption})
             print(f"{caption}: {time.perf_counter() - start:.0f} s, distance {made.losses[-1]['clip']:.3f}", flush=True)
-        painted.append(Image.open(file).convert("RGB"))
+        image = Image.open(file)
+        if image.info.get("prompt") != caption:  # of another --count, whose choice differs
+            raise ValueError(f"{file} is of another caption than {caption!r}: give another --out")
+        painted.append(image.convert("RGB"))
     if args.judge is None:
         return
     judge, own = dalle.load_clip(args.judge), dalle.load_clip(CLIP_FOLDER)
@@ -102,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -6,19 +6,26 @@ matplotlib (`pip install matplotlib`), which nothing else here does.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("plot.py")
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -44,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -14,14 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("sample_speed.py")
 
 import torch
 from machine import Memory, describe, median, multiplication, seconds
 from peers import PEERS
 
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.generation.generate import generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.kernels import switches
@@ -135,7 +142,7 @@ def _plainly(ours: Ours) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -174,4 +181,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main()
+        sys.exit(run_tool(main))

@@ -6,15 +6,21 @@ other in one run, several rounds; prints the median time of each and its ratio t
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("sampling.py")
+
 import torch
 from torch import Tensor
 
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.config import from_dict, read_yaml
 from dalle.generation.generate import generate
 from dalle.generation.sampling import sample
@@ -48,7 +54,7 @@ def together(model: DALLE, text: Tensor, seeds: list[int]) -> Tensor:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -74,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -8,16 +8,20 @@ of its own, so that its memory can be told. With `pip install usearch`, usearch'
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import multiprocessing
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("search.py")
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +29,8 @@ import torch
 
 from dalle.apps.search import ImageIndex, ann, store
 from dalle.apps.search.store import Manifest, Source
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 
 K = 10
 _MEMBERS = 100  # of a cluster
@@ -155,7 +161,7 @@ def megabytes(file: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--queries", type=int, default=200)
@@ -187,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

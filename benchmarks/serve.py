@@ -28,8 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("serve.py")
+
 import httpx
 from PIL import Image
+
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 
 PROMPTS = ("a red heart", "a palm tree", "a blue fish, 3d style", "लाल दिल", "रातो मुटु", "a smiling face", "")
 CLIENTS = (1, 4, 16, 64)
@@ -264,7 +271,7 @@ def soaked(minutes: float, clients: int, model: str | None, options: list[str]) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of a measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server in turn (%(default)s)")
     parser.add_argument(
@@ -281,4 +288,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

@@ -16,6 +16,13 @@ import subprocess
 import sys
 import time
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("threads.py")
+
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
+
 WAYS = {
     "default": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
@@ -72,7 +79,7 @@ def measured(way: str, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of all ways (%(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement (%(default)s)")
@@ -97,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -6,18 +6,24 @@ images and from the shards, in the same run. Last, how many rows a second are re
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("token_shards.py")
 
 import numpy as np
 import torch
 
 from dalle import load_image_tokenizer
 from dalle.checkpoints import model_folder
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.data import AnyDataConfig, ShapesConfig, open_data
 from dalle.data.batch import Batch
 from dalle.data.loader import batches
@@ -90,7 +96,7 @@ def read_rate(folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, default=Path("configs/emoji/dalle.yaml"))
     parser.add_argument("--steps", type=int, default=10, help="of each kind (default: %(default)s)")
     args = parser.parse_args()
@@ -123,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

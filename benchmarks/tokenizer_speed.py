@@ -6,15 +6,21 @@ taming-transformers-rom1504 is installed (`make test-all` does it), the same VQG
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Callable
 from itertools import islice
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("tokenizer_speed.py")
 
 import torch
 from machine import describe, median, seconds
 from torch import nn
 
 import dalle
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.data import DrawingsConfig, open_data
 from dalle.image_tokenizers import ImageTokenizer
 
@@ -41,7 +47,7 @@ def taming() -> tuple[nn.Module, nn.Module] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--source", default="tokenizers/emoji-vqgan", help="image tokenizer (%(default)s)")
     parser.add_argument("--text", default="tokenizers/emoji-bpe", help="text tokenizer (%(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
@@ -72,4 +78,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main()
+        sys.exit(run_tool(main))

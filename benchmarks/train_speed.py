@@ -17,15 +17,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("train_speed.py")
 
 import torch
 from machine import describe, median, multiplication, seconds
 from peers import LOSSES
 from torch import Tensor, nn
 
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
@@ -142,7 +149,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -191,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

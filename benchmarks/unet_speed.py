@@ -8,10 +8,14 @@ counts little. diffusers: pip install diffusers
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("unet_speed.py")
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -20,6 +24,8 @@ from torch import Tensor, nn
 
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.models.unet import UNet
 from dalle.training.optim import OptimConfig, build_optimizer
 from dalle.training.run.malloc import keep_freed_memory
@@ -90,7 +96,7 @@ def measure(net: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], bfloat16: boo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=32, help="pixels a side (%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="images at a time (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each time, whose median counts (%(default)s)")
@@ -115,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -13,9 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("vqgan_speed.py")
 
 import torch
 from machine import describe, median, seconds
@@ -24,6 +29,8 @@ from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
 from dalle.checkpoints.published.vqgan import read
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.image_tokenizers.vqgan import VQGAN
 from dalle.training.optim import OptimConfig, build_optimizer
 from dalle.training.run.compiling import compile_blocks
@@ -137,7 +144,7 @@ def measure(args: argparse.Namespace, shape: str, kind: str, device: torch.devic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandLine(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--batch", type=int, help="images (default: 1 of f16, 16 small ones)")
@@ -170,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -17,7 +17,7 @@ explain_startup_errors("dalle")  # before anything else is imported
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.errors import report_error
-from dalle.cli.interrupt import exit_code, sigterm_raises
+from dalle.cli.interrupt import exit_code, quiet_exit, sigterm_raises
 from dalle.cli.parser import CommandLine
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
@@ -37,6 +37,11 @@ _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value argu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user error is printed as one line, exit code 2; Ctrl-C gives 130, SIGTERM 143."""
+    with quiet_exit(argv):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     limit_openmp_spinning()
     settle_streams()
     words = list(sys.argv[1:] if argv is None else argv)

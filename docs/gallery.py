@@ -6,18 +6,26 @@ Every sheet shows the best of --n candidates as CLIP ranks them, in that order, 
 
 from __future__ import annotations
 
-import argparse
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("gallery.py")
+
 from PIL import Image, ImageDraw
 
 import dalle
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 from dalle.data import open_data
 from dalle.data.drawings.config import DrawingsConfig
+from dalle.files import check_folder
 from dalle.images.grid import Row, labeled_columns, labeled_grid
+from dalle.pipelines.request import check_request
 
 KNOWN = (
     "a red heart, 3d style", "a cat, noto style", "a rocket, 3d style", "a slice of pizza, twemoji style",
@@ -148,7 +156,7 @@ SHEETS: dict[str, Callable[[Studio], list[Row]]] = {
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", default="models/emoji", help="model folder (%(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("docs/images/gallery"), help="folder of the sheets (%(default)s)"
@@ -158,6 +166,8 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=4, help="shown of them (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first candidate (%(default)s)")
     args = parser.parse_args()
+    check_folder(args.out)
+    check_request(list(KNOWN), args.n, args.keep, args.seed, ranks=True)  # before the model is loaded
     studio = Studio(dalle.TextToImage.from_pretrained(args.model), args.n, args.keep, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.only:
@@ -168,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -6,7 +6,6 @@ Starts `dalle serve` and takes pictures of its page in Chromium, which needs `pi
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import re
@@ -19,7 +18,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("serve_pictures.py")
+
 from playwright.sync_api import Page, sync_playwright
+
+from dalle.cli.parser import CommandLine
+from dalle.cli.tool import run_tool
 
 CHROMIUM = "/usr/bin/chromium"
 DESK, PHONE = {"width": 900, "height": 720}, {"width": 390, "height": 800}
@@ -179,7 +185,7 @@ def serving(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", help="model folder; the one that ships if not given")
     parser.add_argument("--index", help="of the search")
     parser.add_argument("--unclip", help="of the variations")
@@ -213,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -40,6 +40,9 @@ class Source:
         image: column with images; None: found by name.
         caption: column with captions; None: found by name.
         split: of a hub id or of emoji; None: train and test_pair.
+
+    Raises:
+        ValueError: a column of emoji is named.
     """
 
     path: str
@@ -47,6 +50,13 @@ class Source:
     image: str | None = None
     caption: str | None = None
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image", "caption"):
+            if self.path == EMOJI and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is a column of a table, and emoji are none: leave it out"
+                )
 
     def labeled(self) -> LabeledImages:
         """Its images with their classes.

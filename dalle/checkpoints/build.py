@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.folder_config import WEIGHTS
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import check_depth, load_weights, skip_init
 from dalle.checkpoints.published.state import Published
 from dalle.config import from_dict, renamed

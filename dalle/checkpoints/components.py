@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from dalle.checkpoints.build import build_published, build_published_model
+from dalle.checkpoints.folder_config import WEIGHTS
 from dalle.checkpoints.hub import SHIPPED, resolve
 from dalle.checkpoints.image_codes import recorded_codes
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
-from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.files import weights_hash
 from dalle.checkpoints.published.image_tokenizers import resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model

@@ -1,4 +1,4 @@
-"""The config.yaml of a model folder: its sections, and what stands in each. Knows nothing of weights."""
+"""The config.yaml of a model folder: its sections, and what stands in each; and the names of the files beside it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import read_yaml, value_kind
+
+WEIGHTS = "model.safetensors"
+# Files that determine what a model computes. README.md and images may change without changing its hash.
+HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 # Sections of a config.yaml without `data`, and their types; what is in `model` and `sampling` its own class checks
 _SECTIONS: dict[str, type] = {
@@ -52,6 +56,8 @@ def check_no_run(folder: Path) -> None:
     if (model / "config.yaml").is_file() and (not (folder / "config.yaml").is_file() or "data" in read_config(folder)):
         raise ValueError(f"{folder} is the folder of a run: give that of its model, {model}")
     if (folder / "metrics.jsonl").is_file() and not model.exists():
+        if any((folder / "checkpoints").glob("*-*")):
+            raise ValueError(f"{folder} is a run that has lost its model: resume it (resume=true) to get {model} back")
         raise ValueError(f"{folder} is a run that has saved no weights yet: train on, until its first checkpoint")
 
 

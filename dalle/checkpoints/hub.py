@@ -56,6 +56,8 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"the source of weights is of type {type(source).__name__}: give a path or a hub id")
     path, name = Path(source), str(source)
+    if not name:  # as a path it would be the working folder
+        raise ValueError("the source of weights is an empty text: give a path or a hub id")
     if path.exists():
         return path
     shipped = ROOT / path  # recipes name what ships by relative paths

@@ -46,7 +46,9 @@ def load_text_tokenizer(source: Source, add_special_tokens: bool = True) -> Text
             f"{found.path} has no text tokenizer: it reads captions through the T5 {found.config['text_encoder']}"
         )
     check_stage(found, "text_tokenizer")
-    return text_tokenizers.load(found.path, found.config)
+    loaded = text_tokenizers.load(found.path, found.config)
+    found.check()
+    return loaded
 
 
 def load_image_tokenizer(

@@ -10,24 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.folder_config import check_config, read_config
+from dalle.checkpoints.folder_config import HASHED, WEIGHTS, check_config, read_config
 from dalle.checkpoints.lazy_tensor import LazyTensor, NotFiniteError, Tensors
 from dalle.checkpoints.quantization import Storage
+from dalle.checkpoints.target import CARD_SUFFIXES, check_target, without_model
 from dalle.checkpoints.tensors import open_tensors, write_tensors
 from dalle.config import to_yaml
 from dalle.files import atomic_folder
-
-WEIGHTS = "model.safetensors"
-_CARD_SUFFIXES = (".md", ".yaml", ".png", ".jpg", ".jpeg", ".webp", ".svg", ".gif")  # of what `export` keeps
-# Files that determine what a model computes. README.md and images may change without changing its hash.
-HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def save(
@@ -43,19 +39,19 @@ def save(
     """Write a model folder atomically.
 
     Args:
-        folder: the folder to write; an existing one is replaced.
+        folder: the folder to write; a model of the same stage that is there is replaced, its README.md kept.
         config: content of config.yaml, with `stage` and `model`; `parts` is added.
         tensors: the module's state.
         parts: folders of components, which are copied into it by name and recorded with their hashes.
         storage: dtype in which floating-point tensors are stored; None keeps theirs.
-        card: text of its README.md.
+        card: text of its README.md, in place of one that is there.
         progress: called after each tensor with the bytes that are written and those of all tensors.
 
     Raises:
         NotFiniteError: a weight is nan or infinite; an existing `folder` is unchanged.
         ValueError: as `check_target`.
     """
-    check_target(folder)
+    check_target(folder, config["stage"])
     with atomic_folder(folder) as new:
         _write(tensors, folder, new, storage, progress)
         recorded: dict[str, Any] = {}
@@ -66,37 +62,8 @@ def save(
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
-
-
-def check_target(target: Path, kept: Collection[str] = ()) -> None:
-    """Refuse to replace anything but a model folder: what else is in a folder would be lost.
-
-    Args:
-        target: the folder to write.
-        kept: suffixes of files that are kept, and may therefore be there before the weights.
-
-    Raises:
-        ValueError: the path is a file, or a folder with other contents.
-    """
-    target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file: give a new folder")
-    if not target.is_dir() or _holds_model(target):
-        return
-    files = (path for path in target.rglob("*") if not path.name.startswith(".") and not path.is_dir())
-    other = next((path for path in files if path.suffix.lower() not in kept), None)
-    if other is not None:
-        raise ValueError(
-            f"{target} holds {other.relative_to(target)} and is no model folder, so nothing is written into it: give "
-            "a new folder"
-        )
-
-
-def _holds_model(folder: Path) -> bool:
-    """Whether a folder is one of a model: config.yaml with weights beside it, or with parts alone (unCLIP)."""
-    if not (folder / "config.yaml").is_file():
-        return False
-    return any((folder / name).is_file() for name in HASHED) or read_config(folder).get("stage") == "unclip"
+        elif (folder / "README.md").is_file():
+            shutil.copy(folder / "README.md", new / "README.md")
 
 
 def _write(
@@ -244,17 +211,21 @@ def folder_hash(folder: Path) -> str:
     return ModelFolder(Path(folder)).sha256
 
 
-def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None = None) -> None:
+def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None = None) -> bool:
     """Copy a model folder, converting the dtype of its weights; components are copied unchanged.
 
-    Cards (README.md) and images in `target` are kept. So is its config.yaml if that is a recipe (it has `data:`), as in
-    tokenizers/NAME, where one file serves both training and loading.
+    A model of the same stage in `target` is replaced, with its components. Cards (README.md), images and what else is
+    there are kept. So is its config.yaml if that is a recipe (it has `data:`), as in tokenizers/NAME, where one file
+    serves both training and loading.
 
     Args:
         source: the folder to copy.
         target: the folder to write, atomically.
         storage: dtype in which floating-point tensors are stored.
         tensors: replace the weights of `source`, such as those of a checkpoint.
+
+    Returns:
+        Whether a model in `target` was replaced.
 
     Raises:
         NotFiniteError: a weight is nan or infinite; `target` is unchanged.
@@ -264,11 +235,11 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
     own, place = Path(source).resolve(), Path(target).resolve()
     if place == own or place in own.parents or own in place.parents:
         raise ValueError(f"{target} is, holds or lies in {source}, which is copied: give another folder")
-    check_target(target, _CARD_SUFFIXES)
     stored = open_tensors(source / WEIGHTS) if tensors is not None else {}
     if tensors is not None and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in stored.items()}:
         raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of its own run")
     config, recipe = read_config(source), None
+    replaced = check_target(target, config.get("stage", ""), CARD_SUFFIXES)
     if (target / "config.yaml").is_file():
         there = read_config(target)
         recipe = there if "data" in there else None
@@ -276,7 +247,8 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
         raise ValueError(f"{target / 'config.yaml'} has another architecture than {source}: export to another folder")
     with atomic_folder(target) as new:
         if target.exists():
-            shutil.copytree(target, new, dirs_exist_ok=True)
+            left = without_model(target, list(config.get("parts") or {}), recipe is not None)
+            shutil.copytree(target, new, dirs_exist_ok=True, ignore=left)
         for entry in Path(source).iterdir():
             if entry.is_dir():
                 shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
@@ -286,6 +258,7 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
                 shutil.copy(entry, new / entry.name)
         if recipe is None:  # last, with the hash of the new weights
             write_config(new, config)
+    return replaced
 
 
 def _agrees(some: Any, whole: Any) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle.checkpoints.folder_config import check_no_run
+from dalle.checkpoints.folder_config import WEIGHTS, check_no_run
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published import ibq, mindalle
 
 Source = str | Path | ModelFolder

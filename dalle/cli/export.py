@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("export", help="export the weights of a run to a model folder")
     run_help = "folder of a run (run.dir of its config), or RUN/checkpoints/step-... for the weights of that step"
     command.add_argument("run_folder", type=Path, metavar="RUN", help=run_help)
-    command.add_argument("out", type=Path, metavar="OUT", help="folder to write; an existing README.md is kept")
+    out_help = "folder to write; a model of the same stage that is there is replaced, its README.md kept"
+    command.add_argument("out", type=Path, metavar="OUT", help=out_help)
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of stored weights (%(default)s)")
     command.add_argument(
         "--interpolate",
@@ -42,24 +44,41 @@ def _run(args: argparse.Namespace) -> None:
         latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)  # from RUN/checkpoints/step-... to RUN
     _check_run(run)
+    _check_place(run, args.out)
     if args.start is not None:
         from dalle.checkpoints.interpolate import interpolate
 
         own = model_folder.ModelFolder(run / "model").tensors() if tensors is None else tensors
         tensors = interpolate(run / "model", own, args.start, args.interpolate)
-    model_folder.export(run / "model", args.out, args.dtype, tensors)
+    replaced = model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB")
+    print(f"{args.out}: {size / 1e6:.1f} MB{', in place of the model that was there' if replaced else ''}")
 
 
 def _check_run(run: Path) -> None:
     """Refuse what is not the folder of a run that has saved its weights, and say what it is instead."""
+    from dalle.training.checkpoint.folders import folders
+    from dalle.training.run.run_dir import resume_command
+
     if (run / "model").is_dir():
         return
     if not run.exists():
         raise ValueError(f"{run}: no such folder; give the run.dir of a training")
+    if folders(run):
+        command = f"{resume_command(run)} run.dir={shlex.quote(str(run))}"  # it may have been moved
+        raise ValueError(f"{run} has checkpoints but no {run / 'model'}: `{command}` writes it again")
     if (run / "metrics.jsonl").is_file():
         raise ValueError(f"{run} has saved no weights yet: train on, until its first checkpoint (run.save_every)")
     if (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run but has a config.yaml: if it is a model folder, copy it, or convert it")
     raise ValueError(f"{run} is no folder of a run: give the run.dir of a training")
+
+
+def _check_place(run: Path, out: Path) -> None:
+    """Refuse the folders that a run writes itself: it would take a model there for a damaged checkpoint, say."""
+    from dalle.training.init_image_tokenizer import FOLDER
+    from dalle.training.run.run_dir import OWN_NAMES
+
+    own, place = run.resolve(), out.resolve()
+    if own == place or any(own / name in (place, *place.parents) for name in (*OWN_NAMES, FOLDER)):
+        raise ValueError(f"{out} is of the run {run}, which writes it itself: give another folder as OUT")

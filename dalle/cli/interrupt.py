@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -31,6 +32,27 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def quiet_exit(argv: Sequence[str] | None) -> Iterator[None]:
+    """Ctrl-C behind the block, while Python ends, ends the process at once: what runs then would print a traceback.
+
+    Args:
+        argv: what a main function is given; only None, the arguments of the process, means that it ends with it.
+    """
+    try:
+        yield
+    finally:
+        if argv is None:
+            signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, RuntimeError):  # closed, or being flushed at this moment
+            stream.flush()
+    os._exit(128 + number)
 
 
 class SignalHandler:

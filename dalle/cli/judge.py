@@ -17,7 +17,12 @@ def add(commands: Any) -> None:
     command.add_argument(
         "data", nargs="*", metavar="key=value", help="options of the data set (default: the embedded drawings)"
     )
-    command.add_argument("--out", type=Path, default=Path("runs/judge"), help="folder of the judge (%(default)s)")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/judge"),
+        help="folder of the judge; a judge that is there is replaced (%(default)s)",
+    )
     command.add_argument("--epochs", type=int, default=40, help="number of epochs (%(default)s)")
     command.add_argument("--batch-size", type=int, default=128, help="images per step (%(default)s)")
     command.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (%(default)s)")
@@ -31,10 +36,10 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from dalle.apps.judging.classifier import IMAGE_SIZE, save_classifier
+    from dalle.apps.judging.classifier import IMAGE_SIZE, STAGE, save_classifier
     from dalle.apps.judging.drawings import open_plain
     from dalle.apps.judging.train import JudgeOptions, train_judge
-    from dalle.checkpoints import model_folder
+    from dalle.checkpoints.target import check_target
     from dalle.data import AnyDataConfig
     from dalle.device import pick_device
     from dalle.files import check_folder
@@ -42,7 +47,7 @@ def _run(args: argparse.Namespace) -> None:
     data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     options = JudgeOptions(args.epochs, args.batch_size, args.lr, args.seed, args.precision)
     check_folder(args.out)
-    model_folder.check_target(args.out)  # training takes long
+    replaced = check_target(args.out, STAGE)  # training takes long
     drawings = open_plain(data, "all", IMAGE_SIZE)
     steps = options.epochs * max(1, len(drawings) // options.batch_size)  # as train_judge counts them
     with tqdm(total=steps, unit="step") as bar:
@@ -54,4 +59,5 @@ def _run(args: argparse.Namespace) -> None:
 
         judge = train_judge(drawings, options, pick_device(args.device), on_step)
     save_classifier(judge, args.out)
-    print(f"{args.out}: {len(judge.concepts)} concepts, {len(judge.styles)} styles, {len(drawings)} images")
+    instead = ", in place of the judge that was there" if replaced else ""
+    print(f"{args.out}: {len(judge.concepts)} concepts, {len(judge.styles)} styles, {len(drawings)} images{instead}")

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dalle.cli.errors import print_error
@@ -69,6 +70,7 @@ class CommandLine(argparse.ArgumentParser):
         self.given: dict[str, Any] = {}
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
+        self.register("type", Path, _path)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; also called for each subcommand."""
@@ -118,6 +120,13 @@ def add_options(
             nullable = kind in (int, float) and type(None) in union_members(hints[field.name])
             read = _or_null(kind) if nullable else kind
             parser.add_argument(flag, type=read, metavar=kind.__name__.upper(), **common)
+
+
+def _path(text: str) -> Path:
+    """What reads a path: an empty one, as of a variable that is not set, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
 
 
 def _or_null(kind: type) -> Callable[[str], Any]:

@@ -142,7 +142,7 @@ def _parquet(path: Path) -> Iterator[PromptRow]:
                     number += 1
                     given = {key: None if value != value else value for key, value in values.items()}  # NaN: none
                     yield _row(path, f"row {number}", given)
-    except pa.ArrowException as error:
+    except (OSError, pa.ArrowException) as error:  # OSError: damage inside of a file
         raise ValueError(f"{path} is not a Parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 
 

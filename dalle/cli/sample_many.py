@@ -88,9 +88,13 @@ def sample_many(
 
 
 def _sample_many(settings: SampleConfig, rows: Sequence[PromptRow], sampler: RowSampler, program: str) -> int:
+    from dalle.pipelines.prompts import warn_of_blank_prompts
+
     rows = [sampler.complete(row) for row in rows]
     size = settings.shard_size or max(1, _PART_CANDIDATES // settings.n)
     rank, world = processes()
+    if rank == 0:
+        warn_of_blank_prompts([row.prompt for row in rows])
     run = RunFolder(settings, rows, size, sampler.options, sampler.model_hash)
     run.begin()
     # Two processes of one number would draw the same parts

@@ -91,12 +91,7 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
             yield from _mistakes(item_annotation(annotation, number), item, f"{path}{number}.")
         return
     if not isinstance(data, Mapping):
-        scalars = set(union_members(annotation)) - {type(None)}
-        # pydantic's lax mode would take "3" for a number, and 1 or "yes" for true
-        turned = (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
-            isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
-        )
-        if turned:
+        if _would_be_converted(annotation, data):
             yield f"{path.removesuffix('.')}: expected {type_name(annotation)}, got {data!r}"
         return
     cls = class_for(annotation, data)
@@ -122,8 +117,26 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
             yield f"{path}{key}: unknown key; {hint}"
 
 
+def _would_be_converted(annotation: Any, data: Any) -> bool:
+    """Whether pydantic's lax mode would take a value for another: "3" for a number, 1 or "yes" for true, "" for "."."""
+    scalars = set(union_members(annotation)) - {type(None)}
+    if data == "" and scalars == {Path}:
+        return True
+    return (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
+        isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
+    )
+
+
+class _Reported:
+    """In place of a value that `_mistakes` has reported: pydantic takes it for no type, and converts it to none."""
+
+
 def _without_unknown(annotation: Any, data: Any) -> Any:
-    """Remove unknown keys, which are reported separately, so that the rest can be validated too."""
+    """Remove what `_mistakes` reports, unknown keys and values of another type, so that the rest can be validated."""
+    if isinstance(data, (list, tuple)):
+        return [_without_unknown(item_annotation(annotation, number), item) for number, item in enumerate(data)]
+    if _would_be_converted(annotation, data):
+        return _Reported()
     cls = class_for(annotation, data)
     if cls is None:
         return data
@@ -137,7 +150,7 @@ def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         short = detail["type"] == "missing" and isinstance(detail["loc"][-1], int)  # a list with too few items
         path, annotation, relevant = _path(schema, data, detail["loc"][:-1] if short else detail["loc"])
-        if not relevant:
+        if not relevant or isinstance(detail["input"], _Reported):
             continue
         if detail["type"] == "value_error":  # raised by a __post_init__
             text = str(detail["ctx"]["error"])
@@ -147,6 +160,8 @@ def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:
             text = f"expected {type_name(annotation)}, got {value_kind(detail['input'])}"
         elif short or detail["type"].endswith(("_parsing", "_type", "_from_float", "too_long", "literal_error")):
             text = f"expected {type_name(annotation)}, got {detail['input']!r}"
+        elif detail["type"] == "int_parsing_size":
+            text = f"expected {type_name(annotation)}, got {detail['input']!r}, which is too large: is it mistyped?"
         else:
             text = detail["msg"]
         yield f"{path}: {text}" if path else text

@@ -84,12 +84,20 @@ def open_labeled_images(
         image: for a table, the column with images; None: found by its name.
 
     Raises:
-        ValueError: the source does not exist, or it has no classes.
+        ValueError: the source does not exist, or it has no classes; or an option is for another kind of source.
     """
+    if source == EMOJI and image is not None:
+        raise ValueError(f"image={image} is a column of a table, and emoji are none: leave it out")
     if source == EMOJI:
         return _emoji(by or "style", split or "test_pair")
     folder = Path(source).expanduser()
     if by is None and folder.is_dir():
+        for name, value in (("split", split), ("image", image)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value} is for tables and data sets of the hub, and the subfolders of {source} are its "
+                    "classes: leave it out"
+                )
         return _folder(folder)
     try:
         config = CustomConfig(path=source, image=image, caption=by or "label")

@@ -113,6 +113,15 @@ class _MapDataset(Dataset[Sample | ValueError]):
     def __init__(self, dataset: PairDataset):
         self.dataset = dataset
 
+    def __getitems__(self, keys: list[Key]) -> list[Sample | ValueError]:
+        """The samples of a batch, up to the first error: each of the others may try the whole data set before it."""
+        samples = []
+        for key in keys:
+            samples.append(self[key])
+            if isinstance(samples[-1], ValueError):
+                break
+        return samples
+
     def __getitem__(self, key: Key) -> Sample | ValueError:
         index, seed = key
         bad: list[str] = []

@@ -21,7 +21,7 @@ def describe_lost_worker(error: RuntimeError) -> str | None:
     reason = str(error).partition("\n")[0].rstrip(".")
     return (
         f"a data loader worker has died ({reason}): if memory ran out, lower run.workers or enlarge /dev/shm; "
-        "checkpoints are intact, continue with resume=true"
+        "existing checkpoints are intact, and resume=true goes on from them"
     )
 
 

@@ -121,6 +121,8 @@ class DALLEConfig:
             raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, but depth is {self.transformer.depth}")
         if self.pad_id >= self.text_vocab:
             raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
+        if self.begin_id is not None and self.begin_id >= self.text_vocab:
+            raise ValueError(f"begin_id is {self.begin_id}; it must be below text_vocab, {self.text_vocab}")
         for name, ids in (("null_ids", self.null_ids), ("dropped_ids", self.dropped_ids)):
             if ids and max(ids) >= self.text_vocab:
                 raise ValueError(f"{name} has {max(ids)}; they must be below text_vocab, {self.text_vocab}")

@@ -69,6 +69,11 @@ class TransformerConfig:
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads is {self.kv_heads}; it must divide heads, {self.heads}")
+        if self.hidden is None and self.width * self.mlp_ratio < 1:
+            raise ValueError(
+                f"mlp_ratio is {self.mlp_ratio}: of a width of {self.width} that is no channel; give at least "
+                f"1 / {self.width}, or hidden"
+            )
         names = ("width", "depth", "heads", "head_channels", "hidden", "mlp_ratio")
         sizes = {name: getattr(self, name) for name in names}
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)

@@ -6,6 +6,7 @@ Shapes: P prompts, T text length, C channels of the features.
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -16,6 +17,9 @@ from dalle.text_tokenizers.base import first_report
 from dalle.text_tokenizers.t5 import T5Encoder
 
 log = logging.getLogger(__name__)
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # categories of Unicode
+_SHOWN = 3  # prompts of a line
 
 
 def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: list[str]) -> Tensor:
@@ -32,8 +36,25 @@ def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: 
         if len(row) > length and first_report(prompt):
             log.warning("prompt of %d tokens cut to the model's %d: %.60r", len(row), length, prompt)
     if tokenizer.blank_is_null:
-        rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
+        rows = [[] if is_blank(prompt) else row for prompt, row in zip(prompts, rows, strict=True)]
     return tokenizer.pad(rows, length)
+
+
+def is_blank(prompt: str) -> bool:
+    """Whether a prompt has no visible character: white space, control and format characters (U+200B, U+202E) alone."""
+    return all(unicodedata.category(character) in _INVISIBLE for character in prompt)
+
+
+def warn_of_blank_prompts(prompts: Sequence[str]) -> None:
+    """Log in one line that prompts without a visible character, which may be a mistake, are drawn without a caption.
+
+    An empty one asks for that.
+    """
+    blank = list(dict.fromkeys(prompt for prompt in prompts if prompt and is_blank(prompt)))
+    if blank:
+        shown = ", ".join(ascii(prompt)[:60] for prompt in blank[:_SHOWN])
+        more = f" and {len(blank) - _SHOWN} more" if len(blank) > _SHOWN else ""
+        log.warning("drawn without a caption, as no character of the prompt is visible: %s%s", shown, more)
 
 
 def encode_negatives(

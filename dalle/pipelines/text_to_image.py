@@ -174,8 +174,8 @@ class TextToImage:
         Candidate i of every prompt has the seed `seed + i`, and is the same image if generated alone with that seed.
 
         Args:
-            prompts: one or several; "" (or white space) generates images without a caption. Longer ones than the model
-                reads are cut, with a warning.
+            prompts: one or several; "" (or no visible character) generates images without a caption. Longer ones than
+                the model reads are cut, with a warning.
             n: candidates per prompt.
             keep: number of candidates to return; None returns all. Fewer than `n` needs a CLIP, which chooses them.
             seed: seed of the first candidate, 0 or more.

@@ -27,6 +27,7 @@ from dalle.config import config, from_dict, read_yaml
 from dalle.config.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer, check_characters
 from dalle.text_tokenizers.bpe import merge
+from dalle.text_tokenizers.sentencepiece_model import load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class SentencePieceTokenizer(TextTokenizer):
         """
         super().__init__(config)
         self._model = model
-        self._processor = _processor(model)
+        self._processor = load_processor(model)
         self.vocab_size: int = self._processor.get_piece_size()
         if self.vocab_size != config.vocab_size:
             raise ValueError(
@@ -240,15 +241,6 @@ def _prepare(text: str, config: TextTokenizerConfig) -> str:
     for plain, escaped in _ESCAPES:
         text = text.replace(plain, escaped)
     return " " + text if text else ""  # an empty caption is EOS alone
-
-
-def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
-        raise ValueError(
-            f"these {len(model)} bytes are not a SentencePiece model: the file is truncated or of another kind"
-        ) from None
 
 
 def _unescape(text: str) -> str:

@@ -12,10 +12,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import sentencepiece
-
 from dalle.config import config
 from dalle.text_tokenizers.base import TextTokenizer
+from dalle.text_tokenizers.sentencepiece_model import load_processor
 
 MODEL_FILE = "spiece.model"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -44,12 +43,7 @@ class SigLIPTokenizer(TextTokenizer):
         """
         super().__init__(config)
         self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise ValueError(
-                f"these {len(model)} bytes are not a SentencePiece model: the file is truncated or of another kind"
-            ) from None
+        self._processor = load_processor(model)
         self.vocab_size = self._processor.get_piece_size()
         # Version 1 has no padding token: big_vision pads with EOS
         end, pad = self._processor.eos_id(), self._processor.pad_id()

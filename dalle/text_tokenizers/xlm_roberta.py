@@ -10,11 +10,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import sentencepiece
-
 from dalle.config import config
 from dalle.text_tokenizers.base import TextTokenizer
 from dalle.text_tokenizers.clip_bpe import mend
+from dalle.text_tokenizers.sentencepiece_model import load_processor
 
 MODEL_FILE = "sentencepiece.bpe.model"
 _BEGIN, _PAD, _END, _UNKNOWN = range(4)
@@ -43,12 +42,7 @@ class XLMRobertaTokenizer(TextTokenizer):
         """
         super().__init__(config)
         self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise ValueError(
-                f"these {len(model)} bytes are not a SentencePiece model: the file is truncated or of another kind"
-            ) from None
+        self._processor = load_processor(model)
         first = [self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id()]
         if first != [0, 1, 2]:
             raise ValueError("this SentencePiece model does not begin with unknown, begin and end, as XLM-R's does")

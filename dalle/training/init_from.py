@@ -11,9 +11,10 @@ from pathlib import Path
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from dalle.checkpoints.folder_config import WEIGHTS
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
-from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.source import is_model_folder
@@ -43,13 +44,13 @@ _UnCLIPModel = DiffusionPrior | AutoregressivePrior | DiffusionDecoder | Upsampl
 
 
 def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
-    """Convert published weights of a recipe's `init_from` to RUN/initial, unless that has been done.
+    """Convert published weights of a recipe's `init_from` to RUN/initial, unless that has been done; check our own.
 
     A published image tokenizer of a DALL-E is converted to a folder in it. What is one of our model folders stays where
     it is. The main process converts while the others wait.
 
     Raises:
-        ValueError: the weights cannot be converted, or the recipe asks for LoRA, which is not installed.
+        ValueError: the weights cannot be converted, are damaged, or the recipe asks for LoRA, which is not installed.
     """
     if not isinstance(recipe, _InitFromRecipe):
         return
@@ -61,6 +62,10 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
         if path is not None and not is_model_folder(path) and not target.exists():  # made already: the run is resumed
             check_folder(recipe.run.dir, "run.dir=FOLDER")
             convert(path, target, "float32")
+        elif path is not None and is_model_folder(path) and accelerator.is_main_process:  # one process reads it all
+            own = _initial_folder(recipe, path)
+            own.tensors()  # first, as it says more of a file that is missing or cut short
+            own.check()
         if isinstance(recipe, DALLERecipe):
             prepare_image_tokenizer(recipe)
             if path is not None:
@@ -90,9 +95,7 @@ def load_initial_unclip(model: _UnCLIPModel, recipe: PriorRecipe | DiffusionReci
         ValueError: the weights are of another architecture.
     """
     assert recipe.init_from is not None
-    path = resolve(recipe.init_from)
-    folder = ModelFolder(path if is_model_folder(path) else recipe.run.dir / FOLDER)
-    file = part_folder(folder, part_name(to_dict(recipe))).path / WEIGHTS
+    file = _initial_folder(recipe, resolve(recipe.init_from)).path / WEIGHTS
     load_weights(model, open_tensors(file), str(file))
 
 
@@ -148,5 +151,12 @@ def initial_weights(recipe: DALLERecipe | CLIPRecipe) -> Tensors:
 
 def _file(recipe: DALLERecipe | CLIPRecipe) -> Path:
     assert recipe.init_from is not None
-    path = resolve(recipe.init_from)
-    return (path if is_model_folder(path) else recipe.run.dir / FOLDER) / WEIGHTS
+    return _initial_folder(recipe, resolve(recipe.init_from)).path / WEIGHTS
+
+
+def _initial_folder(recipe: _InitFromRecipe, path: Path) -> ModelFolder:
+    """The model folder of the weights in `path`, or of what they were converted to; of an unCLIP that of the part."""
+    folder = ModelFolder(path if is_model_folder(path) else recipe.run.dir / FOLDER)
+    return (
+        part_folder(folder, part_name(to_dict(recipe))) if isinstance(recipe, PriorRecipe | DiffusionRecipe) else folder
+    )

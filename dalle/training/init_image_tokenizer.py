@@ -72,7 +72,7 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
         source: a model folder of ours, or a hub id.
 
     Raises:
-        ValueError: nothing is found there, or the architecture differs in more than this.
+        ValueError: nothing is found there, it is damaged, or the architecture differs in more than this.
     """
     folder = ModelFolder(resolve(source))
     if folder.config.get("stage") != "image_tokenizer":
@@ -87,6 +87,7 @@ def load_initial_vqgan(model: VQGAN, source: str) -> None:
     tensors = {**tensors, **added}
     # Afterward it is trained, and loading leaves it in evaluation mode
     load_weights(model, tensors, f"init_from: {source}").train()
+    folder.check()
 
 
 def _added_layers(model: VQGAN, tensors: Tensors) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dalle.device import AsyncRead
+from dalle.training.checkpoint.folders import folders
 from dalle.training.run.log import RunLog
 
 
@@ -60,9 +61,10 @@ class SkippedStepMonitor:
                 continue
             self.log.skipped(number, skipped[0], self.in_a_row)
             if self.in_a_row >= self.max_in_a_row:
+                older = f"the checkpoints in {self.folder} are older and can be resumed"
                 raise ValueError(
                     f"{self.in_a_row} steps in a row were not finite: try a lower optim.lr, a longer optim.warmup or "
-                    f"run.precision=fp32; the checkpoints in {self.folder} are older and can be resumed"
+                    f"run.precision=fp32; {older if folders(self.folder) else 'there is no checkpoint: start again'}"
                 )
         return not self.in_a_row
 

@@ -130,32 +130,35 @@ class Run:
             self.log.say(f"run.compile: {self._uncompiled}; training without compilation")
 
     def resume(self) -> None:
-        """Complete the state of a resumed run: history of the best validation, and a validation it did not get to."""
+        """Complete a resumed run: history of the best validation, exported weights, a validation it did not get to."""
         if not self._resumes:
             return
         # The main process's file, as all must agree on the best step: they stop and save together
         for number, metrics in broadcast_object_list([validations(self.log.file)])[0]:
             self.best.add(number, metrics)
-        if self.best.step is not None:
-            self._export_best()
+        self._export_again()
         # A signal ends a run after the checkpoint, without the validation that was due at that step
         if self.due("validate") and self.best.validated < self.start and (self.validate() or self.best.should_stop):
             self.save()
 
-    def _export_best(self) -> None:
-        """Write the weights of the best checkpoint to the model folder again."""
-        assert self.best.step is not None
-        folder = folder_of(self.options.dir, self.best.step)
-        if not folder.is_dir():
+    def _export_again(self) -> None:
+        """Write the model folder as the checkpoint before did, whose export may have failed or been interrupted."""
+        run = self.options.dir
+        step = self.start if self.best.step is None else self.best.step
+        if not folder_of(run, step).is_dir():
             self.log.say(
                 f"the checkpoint of the best weights ({self.best}) is missing: the next validation counts as the best"
             )
             self.best.reset()
-        elif self.accelerator.is_main_process:
-            stored = checkpoint.export_weights(folder)
-            # With LoRA the checkpoint has the adapters only: the frozen weights come from the model
-            weights = stored if self.sharding else {**self.task.model.state_dict(), **stored}
-            self.task.export(self.options.dir / "model", weights)
+            if (run / "model").is_dir():  # with the best weights, which are nowhere else
+                return
+            step = self.start
+        if self.accelerator.is_main_process:
+            with checkpoint.as_value_error(run, step, exporting=True):
+                stored = checkpoint.export_weights(folder_of(run, step))
+                # With LoRA the checkpoint has the adapters only: the frozen weights come from the model
+                weights = stored if self.sharding else {**self.task.model.state_dict(), **stored}
+                self.task.export(run / "model", weights)
 
     def steps(self) -> Iterator[int]:
         """Iterate over the remaining steps, yielding the number of completed ones; seeds the noise of each step."""
@@ -250,8 +253,9 @@ class Run:
         )
         with checkpoint.as_value_error(run.dir, self.step):
             folder = checkpoint.save(run.dir, now, run.keep, accelerator, self.compressors, self.best.step)
-            if accelerator.is_main_process and self.best.is_exported(self.step):
-                weights = self.task.model.state_dict() if self.ema is None else self.ema.state
+        if accelerator.is_main_process and self.best.is_exported(self.step):
+            weights = self.task.model.state_dict() if self.ema is None else self.ema.state
+            with checkpoint.as_value_error(run.dir, self.step, exporting=True):
                 # The weights of a sharded run are together in the checkpoint just written, and nowhere else
                 self.task.export(
                     run.dir / "model", weights if self.sharding is None else checkpoint.export_weights(folder)
@@ -285,7 +289,9 @@ class Run:
             self.log.say(f"stopped at step {self.step}; continue with: {resume_command(run.dir)}")
             return False
         elif self.step == self.start:
-            self.log.say(f"nothing to train: run.steps is {run.steps}, and {self.step} are done")
+            self.log.say(
+                f"nothing to train: run.steps is {run.steps}, and {self.step} are done; weights: {run.dir / 'model'}"
+            )
             return True
         newest = f" (the best, {self.best}; the newest: {folder_of(run.dir, self.step)})"
         self.log.say(f"weights: {run.dir / 'model'}{newest if self.best.step is not None else ''}")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dalle
-from dalle.checkpoints.model_folder import WEIGHTS, save
+from dalle.checkpoints.folder_config import WEIGHTS
+from dalle.checkpoints.model_folder import save
 from dalle.checkpoints.tensors import write_tensors
 from dalle.config import to_dict
 from dalle.kernels.linear import Int8Linear, Linear, quantize

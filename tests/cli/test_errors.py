@@ -74,3 +74,24 @@ def test_an_option_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture[
     assert "--split is given twice, test_pair and test_block: give it once" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):  # the same again says nothing new
         main(["eval", "clip", "models/emoji/clip", "--split", "train", "--split", "train", "--help"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "", "out"],
+        ["export", "run", ""],
+        ["judge", "--out", ""],
+        ["report", ""],
+        ["inspect", ""],
+        ["eval", ""],
+    ],
+)
+def test_empty_paths_are_not_the_working_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a shell's variable that is not set."""
+    try:
+        code = main(words)
+    except SystemExit as stop:  # argparse's own
+        code = int(stop.code or 0)
+    assert code == 2
+    assert "empty text" in (error := capsys.readouterr().err) and error.count("\n") == 1

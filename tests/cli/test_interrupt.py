@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dalle.cli.interrupt import SignalHandler, Terminated, exit_code, sigterm_raises
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_first_signal_is_acknowledged_and_the_second_raises(capfd: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +45,22 @@ def test_one_process_acknowledges(
         else:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == signal.SIGINT
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "word"), [("dalle.__main__", "--version"), ("train", "--help"), ("sample", "--help")]
+)
+def test_ctrl_c_while_python_ends_prints_no_traceback(module: str, word: str) -> None:
+    """As the second of two: PyTorch frees its operators at exit, and Python prints what is raised in there."""
+    script = f"""
+import atexit, os, signal, sys
+from {module} import main
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["program", "{word}"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130 and done.stderr == "" and done.stdout
 
 
 def test_sigterm_raises_once() -> None:

@@ -72,3 +72,12 @@ def test_parquet_without_prompts_and_missing_file_are_refused(tmp_path: Path) ->
         read_prompts(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="none.txt cannot be read: No such file"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_parquet_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": [f"number {number}" * 9 for number in range(40)]}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:4] + b"\xff" * 300 + content[304:])
+    with pytest.raises(ValueError, match="a.parquet is not a Parquet file, or is damaged: ") as error:
+        read_prompts(tmp_path / "a.parquet")
+    assert "\n" not in str(error.value)

@@ -249,6 +249,22 @@ def test_failed_prompts_are_tried_again_by_the_same_command(
     assert (report["images"], report["failed"]) == (10, [])
 
 
+def test_prompts_without_a_visible_character_are_named(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, each once; an empty prompt asks for no caption."""
+    monkeypatch.chdir(tmp_path)
+    blank = "drawn without a caption, as no character of the prompt is visible: "
+    options = ["--model", str(tiny_model), "--device", "cpu", "--n", "1"]
+    assert sample.main(["", "   ", "\u200b", "\u200b", "a dog", *options, "--out", "few"]) == 0
+    assert [text for text in caplog.messages if "caption" in text] == [blank + r"'   ', '\u200b'"]
+    caplog.clear()
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"\u202e{' ' * i}"}) + "\n" for i in range(5)))
+    assert sample.main(["--prompts-file", "prompts.jsonl", *options, "--out", "many"]) == 0
+    (line,) = [text for text in caplog.messages if "caption" in text]
+    assert line == blank + r"'\u202e', '\u202e ', '\u202e  ' and 2 more"
+
+
 def test_unfamiliar_words_are_counted_and_named(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

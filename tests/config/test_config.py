@@ -157,6 +157,14 @@ def test_errors_name_what_was_given_and_expected(values: dict[str, Any], line: s
         ({"grid": [True, 8]}, "grid.0: expected an integer, got True"),
         ({"grid": [8, 2.5]}, "grid.1: expected an integer, got 2.5"),
         ({"quantizer": {"kind": "levels", "levels": ["8"]}}, "quantizer.levels.0: expected an integer, got '8'"),
+        # What they would be converted to is out of range, too
+        ({"optim": {"lr": "nan"}}, "optim.lr: expected a number, got 'nan'"),
+        ({"optim": {"lr": "-1"}}, "optim.lr: expected a number, got '-1'"),
+        ({"optim": {"lr": False}}, "optim.lr: expected a number, got False"),
+        (
+            {"optim": {"warmup": 1e99}},
+            "optim.warmup: expected an integer, got 1e+99, which is too large: is it mistyped?",
+        ),
     ],
     ids=str,
 )

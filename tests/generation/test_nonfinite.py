@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.folder_config import WEIGHTS
 from dalle.checkpoints.lazy_tensor import NotFiniteError
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.kernels import switches
@@ -106,11 +107,11 @@ def weights(value: float) -> dict[str, Tensor]:
 def test_nonfinite_weights_are_not_written(value: float, storage: Any, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     model_folder.save(folder, {"stage": "clip"}, weights(1.0), storage=storage)
-    before = (folder / model_folder.WEIGHTS).read_bytes()
+    before = (folder / WEIGHTS).read_bytes()
     with pytest.raises(NotFiniteError, match=r"a is not written: a\.weight is nan or infinite"):
         model_folder.save(folder, {"stage": "clip"}, weights(value), storage=storage)
-    assert (folder / model_folder.WEIGHTS).read_bytes() == before
-    write_tensors(weights(value), folder / model_folder.WEIGHTS)
+    assert (folder / WEIGHTS).read_bytes() == before
+    write_tensors(weights(value), folder / WEIGHTS)
     with pytest.raises(NotFiniteError, match=r"b is not written: a\.weight is nan"):
         model_folder.export(folder, tmp_path / "b", storage or "float32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
@@ -126,7 +127,7 @@ def test_weights_that_overflow_their_dtype_are_not_written(tmp_path: Path) -> No
 def test_nonfinite_weights_are_not_loaded(
     part: str, tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tiny_copy / part / model_folder.WEIGHTS
+    file = tiny_copy / part / WEIGHTS
     tensors = read_tensors(file)
     name = next(name for name, value in tensors.items() if value.is_floating_point() and value.ndim > 1)
     tensors[name].view(-1)[1] = float("nan")

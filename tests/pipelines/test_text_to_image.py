@@ -216,7 +216,7 @@ def test_long_prompts_are_truncated_with_a_warning(tiny_pipe: TextToImage, caplo
     assert cut.prompt == long
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+@pytest.mark.parametrize("blank", ["", "  ", "\n", "\u200b", " \u202e\ufeff"])
 def test_a_blank_prompt_is_the_null_caption(tiny_pipe: TextToImage, blank: str) -> None:
     plain, guided = (tiny_pipe([blank, "a red heart"], n=4, guidance=scale) for scale in (1.0, 5.0))
     assert torch.equal(plain[0].codes, guided[0].codes)  # nothing to be guided away from

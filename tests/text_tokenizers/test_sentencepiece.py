@@ -241,7 +241,9 @@ def _one_line(error: pytest.ExceptionInfo[ValueError], *parts: str) -> None:
         assert part in message
 
 
-def test_wrong_inputs_give_a_one_line_error(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+def test_wrong_inputs_give_a_one_line_error(
+    tokenizer: SentencePieceTokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError) as error:
         tokenizer.encode(["ab\ud800c"])
     _one_line(error, "surrogate", "position 2")
@@ -258,10 +260,12 @@ def test_wrong_inputs_give_a_one_line_error(tokenizer: SentencePieceTokenizer, t
         SentencePieceTokenizer.load(tmp_path)
     _one_line(error, "bpe.model", str(tmp_path))
     tokenizer.save(tmp_path)
-    (tmp_path / "bpe.model").write_bytes(b"no model")
-    with pytest.raises(ValueError) as error:
-        SentencePieceTokenizer.load(tmp_path)
-    _one_line(error, "bpe.model", "truncated or of another kind")
+    for damaged in (b"no model", b""):  # of no bytes SentencePiece would log that it is not initialized
+        (tmp_path / "bpe.model").write_bytes(damaged)
+        with pytest.raises(ValueError) as error:
+            SentencePieceTokenizer.load(tmp_path)
+        _one_line(error, "bpe.model", f"these {len(damaged)} bytes", "truncated or of another kind")
+    assert not capfd.readouterr().err
 
 
 def test_few_captions_train_a_smaller_vocabulary(caplog: pytest.LogCaptureFixture) -> None:

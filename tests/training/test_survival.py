@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -15,11 +16,12 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 import train
 from dalle.__main__ import main as dalle
@@ -27,6 +29,7 @@ from dalle.data.batch import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
 from dalle.training import state
+from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
@@ -198,7 +201,8 @@ def test_resume_auto_refuses_another_config(run: Path, capfd: pytest.CaptureFixt
     (run / "config.yaml").unlink()
     assert train.main(["vqgan.yaml", "resume=auto"]) == 2
     assert "in run (run/config.yaml: no such file); choose" in capfd.readouterr().err
-    shutil.rmtree(run / "checkpoints")  # nothing is there to go on with, nor to lose
+    for name in ("checkpoints", "model"):  # nothing is there to go on with, nor to lose
+        shutil.rmtree(run / name)
     assert train.main(["vqgan.yaml", "resume=auto", "run.steps=1"]) == 0
 
 
@@ -284,6 +288,7 @@ def test_export_of_a_folder_that_is_no_run_is_refused(
         ("file/under", "file is not a folder that can be written"),
         ("other", "other/model is there already and of no run: choose another run.dir=FOLDER"),
         ("run", "contains a run already: continue it with resume=true"),
+        ("run/model", "run/model holds a model, and a run would write over its config.yaml: choose another run.dir"),
     ],
 )
 def test_wrong_run_folders_are_refused_before_anything_is_loaded(
@@ -296,6 +301,108 @@ def test_wrong_run_folders_are_refused_before_anything_is_loaded(
     assert train.main(["vqgan.yaml", f"run.dir={place}"]) == 2
     assert message in (error := capfd.readouterr().err) and error.count("\n") == 1
     assert (run.parent / "other" / "model" / "code.py").is_file() and (run.parent / "file").read_text() == "text"
+
+
+def test_lost_model_is_exported_again(run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "model")
+    for source in ("run", "run/checkpoints/step-00000004"):
+        assert dalle(["export", source, "exported"]) == 2
+        error = capfd.readouterr().err
+        assert "run has checkpoints but no " in error and "run/config.yaml resume=true run.dir=" in error
+    assert dalle(["inspect", "run"]) == 2
+    assert (
+        "run is a run that has lost its model: resume it (resume=true) to get run/model back" in capfd.readouterr().err
+    )
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    assert "nothing to train" in capfd.readouterr().out
+    assert exported(run).read_bytes() == exported(six_steps).read_bytes()
+    for end in (" MB\n", " MB, in place of the model that was there\n"):
+        assert dalle(["export", "run", "exported"]) == 0
+        assert capfd.readouterr().out.endswith(end)
+
+
+def exported(run: Path) -> Path:
+    return run / "model" / "model.safetensors"
+
+
+def test_export_that_failed_is_made_up_for(
+    run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once the last checkpoint is written: the model is of an earlier one."""
+    shutil.rmtree(folders(run)[-1])
+    export, steps = ImageTokenizerTask.export, [4]  # of the resumed run's own export, and that of step 6
+
+    def full(*args: Any) -> None:
+        if not steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        steps.pop()
+        export(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageTokenizerTask, "export", full)
+        assert train.main(["vqgan.yaml", "resume=true"]) == 2
+    said = "step 6 is saved, but its weights could not be exported to run/model (No space left on device): free some"
+    assert said in (error := capfd.readouterr().err) and "then export them with resume=true" in error
+    assert exported(run).read_bytes() != exported(six_steps).read_bytes()
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    assert exported(run).read_bytes() == exported(six_steps).read_bytes()
+
+
+@pytest.mark.parametrize("gone", ["step-00000002", "step-00000006", "model"])
+def test_best_weights_are_exported_again(gone: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With `keep_best` a stale model becomes that of the best checkpoint; where that is gone, the model stays."""
+    best = ["vqgan.yaml", "resume=true", "run.keep_best=psnr", "run.steps=6"]
+    (run / "metrics.jsonl").write_text('{"step": 2, "validation/psnr": 99}\n{"step": 6, "validation/psnr": 9}\n')
+    weights = {name: (run / "checkpoints" / name / "average.safetensors").read_bytes() for name in named(run)}
+    before = exported(run).read_bytes()
+    shutil.rmtree(run / gone if gone == "model" else run / "checkpoints" / gone)
+    assert train.main(best) == 0
+    if gone == "step-00000002":
+        assert "the checkpoint of the best weights" in capfd.readouterr().out
+        assert exported(run).read_bytes() == before
+    else:
+        kept = load(weights["step-00000002"])
+        assert all(torch.equal(value, kept[name]) for name, value in load_file(exported(run)).items())
+
+
+def named(run: Path) -> list[str]:
+    return [folder.name for folder in folders(run)]
+
+
+def test_failing_first_save_does_not_speak_of_checkpoints(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        assert train.main(["vqgan.yaml", "run.dir=new"]) == 2
+    said = "step 2 could not be saved in new (No space left on device), and there is no earlier checkpoint: free some"
+    assert said in (error := capfd.readouterr().err) and "then start again" in error and "resume" not in error
+    assert train.main(["vqgan.yaml", "run.dir=new", "run.steps=2"]) == 0
+
+
+@pytest.mark.parametrize("out", ["run/checkpoints/step-00000099", "run/samples", "run/initial/clip", "run"])
+def test_export_into_the_folders_of_the_run_is_refused(out: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = sorted(run.rglob("*"))
+    for source in ("run", "run/checkpoints/step-00000004"):
+        assert dalle(["export", source, out]) == 2
+        assert re.search(rf"{out} is of the run .*run, which writes it itself: give another", capfd.readouterr().err)
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("resume", ["false", "auto", "true"])
+def test_trained_model_without_checkpoints_is_not_replaced(
+    resume: str, run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are many times as large as the model: who deletes them keeps the model."""
+    shutil.rmtree(run / "checkpoints")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    monkeypatch.setattr(state, "build_task", None)
+    assert train.main(["vqgan.yaml", f"resume={resume}"]) == 2
+    assert "run contains a trained model and no checkpoint to resume from" in capfd.readouterr().err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_dead_loader_process_gives_a_one_line_error(

@@ -135,13 +135,22 @@ WRONG = {
     "no such device": (["vqgan.yaml", "run.device=abacus"], "run.device: expected one of auto, cpu, got 'abacus'"),
     "no such tracker": (["vqgan.yaml", "run.tracker=wandb"], "run.tracker is wandb, which is not installed"),
     "no data": (["vqgan.yaml", "data={kind: drawings, root: nowhere}"], "nowhere"),
+    "an empty folder": (["vqgan.yaml", "run.dir=''"], "run.dir: expected a path, got ''"),
+    "an empty source": (["dalle.yaml", "image_tokenizer=''"], "the source of weights is an empty text"),
     "no tokenizer": (["dalle.yaml", "image_tokenizer=./nowhere"], "nowhere: no such file or folder; train it"),
     "another tokenizer": (["dalle.yaml", "image_tokenizer=CLIP"], "holds a CLIP, expected an image tokenizer"),
     "vocabulary": (["dalle.yaml", "model.text_vocab=299"], "needs 300: set model.text_vocab=300"),
     "grid": (["dalle.yaml", "model.grid=[8, 8]"], "needs [4, 4]: set model.grid=[4, 4]"),
+    "begin_id": (["dalle.yaml", "model.begin_id=300"], "begin_id is 300; it must be below text_vocab, 300"),
+    "masks of no weights": (["dalle.yaml", "model.stored_masks=[5]"], "stored_masks are masks among the weights of"),
+    "no channel": (["dalle.yaml", "model.transformer.mlp_ratio=1e-9"], "mlp_ratio is 1e-09: of a width of 16 that is"),
     "guidance without dropped captions": (
         ["dalle.yaml", "caption_dropout=0", "sampling.guidance=3"],
         "sampling.guidance is 3.0 but caption_dropout is 0",
+    ),
+    "guidance without learned captions": (
+        ["dalle.yaml", "caption_dropout=1", "sampling.guidance=3"],
+        "sampling.guidance is 3.0 but caption_dropout is 1: no caption would be learned",
     ),
     "run under a file": (["vqgan.yaml", "run.dir=list.yaml/run"], "list.yaml"),
     "a batch that memory cannot hold": (
@@ -206,6 +215,36 @@ def test_missing_peft_is_said_before_weights_are_converted(
     monkeypatch.setattr("dalle.training.lora.find_spec", lambda name: None)
     monkeypatch.setattr("train.Run", None)  # nothing is built
     assert "LoRA needs peft: " in refused(["dalle.yaml"], capfd)
+
+
+@pytest.mark.parametrize("part", ["model", "image_tokenizer"])
+def test_damaged_weights_are_not_trained_on(
+    part: str, parts: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One flipped byte: the architecture fits, and the loss would look like any other."""
+    damaged = Path(shutil.copytree(parts / part, here / "damaged"))
+    file = damaged / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    recipe = DALLE if part == "model" else VQGAN
+    started = {key: value for key, value in recipe.items() if key != "model" and not key.endswith("tokenizer")}
+    if part == "image_tokenizer":
+        started["model"] = yaml.safe_load((damaged / "config.yaml").read_text())["model"]
+    (here / "go_on.yaml").write_text(yaml.safe_dump(started | {"init_from": "damaged"}))
+    line = refused(["go_on.yaml"], capfd)
+    assert "damaged is damaged or was changed: its sha256 is" in line and "restore the original" in line
+    assert not (here / "run").exists()
+    file.unlink()
+    assert "model.safetensors" in refused(["go_on.yaml"], capfd)
+
+
+def test_text_tokenizer_is_not_trained_in_the_folder_of_one(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whose loader would then take it for the folder of a run."""
+    folder = Path(shutil.copytree(ROOT / "tokenizers" / "emoji-bpe", here / "bpe"))
+    line = refused([str(folder / "config.yaml"), "dir=bpe"], capfd)
+    assert "bpe holds a model, and a run would write over its config.yaml: choose another dir=FOLDER" in line
+    assert not (folder / "model").exists()
 
 
 def test_resume_refuses_another_tokenizer_by_name(parts: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:

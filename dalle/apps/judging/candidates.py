@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dalle.apps.embed import fingerprint
-from dalle.checkpoints.tensors import read_tensors, write_tensors
+from dalle.apps.judging.cache import cached_tensors
 from dalle.config import to_dict
-from dalle.files import atomic_file
 from dalle.pipelines.text_to_image import TextToImage
 
 _PROMPTS_PER_FILE = 8  # sampled together and cached in one file
@@ -66,11 +66,7 @@ def sample_candidates(
     for first in range(0, len(prompts), _PROMPTS_PER_FILE):
         group = list(prompts[first : first + _PROMPTS_PER_FILE])
         file = folder / f"codes-{_cache_key(pipe, group, candidates, seed)}.safetensors"
-        if not file.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(file) as part:
-                write_tensors(_sample(pipe, group, candidates, seed), part)
-        parts.append(read_tensors(file))
+        parts.append(cached_tensors(file, partial(_sample, pipe, group, candidates, seed), ["codes"]))
         if progress is not None:
             progress(len(group))
     codes = torch.cat([part["codes"] for part in parts]).long()

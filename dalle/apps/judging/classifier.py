@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.folder_config import WEIGHTS
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.tensors import open_tensors
@@ -109,7 +110,7 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         )
     names = from_dict(ClassifierConfig, content.config.get("model") or {}, content.origin)
     classifier = Classifier(names.concepts, names.styles)
-    tensors = dict(open_tensors(folder / model_folder.WEIGHTS))
+    tensors = dict(open_tensors(folder / WEIGHTS))
     # Counters are not in the file, and loading is strict: the module's own stand in
     counters = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}
     return load_weights(classifier, tensors | counters, str(folder), device, None)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle.data import AnyDataConfig, Pair, open_data
+from dalle.data import AnyDataConfig, DrawingsConfig, Pair, open_data
 from dalle.data.drawings.captions import Concept
 
 _PLAIN_SPLITS = {"train": "known"}  # training images are composed into scenes; "known" has the same ones plain
@@ -53,10 +53,18 @@ def open_plain(data: AnyDataConfig, split: str, image_size: int) -> Drawings:
     Raises:
         ValueError: the data set has no annotations, or no such split.
     """
-    opened = open_data(data, _PLAIN_SPLITS.get(split, split), image_size)
-    if not isinstance(opened, Drawings):
-        raise ValueError(f"data of kind {data.kind} names no concepts and styles: drawings can be judged on emoji only")
-    return cast(Drawings, opened)
+    check_annotated(data)
+    return cast(Drawings, open_data(data, _PLAIN_SPLITS.get(split, split), image_size))
+
+
+def check_annotated(data: AnyDataConfig) -> None:
+    """Refuse data without annotations, before any of it is opened.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not isinstance(data, DrawingsConfig):
+        raise ValueError(f"data of kind {data.kind} names no concepts and styles: give kind=drawings, or no kind")
 
 
 def choose_images(drawings: Drawings, count: int, seed: int) -> list[int]:

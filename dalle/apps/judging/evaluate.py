@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from dalle.apps.judging import scenes
+from dalle.apps.judging.cache import cached_tensors
 from dalle.apps.judging.candidates import Candidates, decode_images, sample_candidates
 from dalle.apps.judging.drawings import Drawings, choose_baselines, choose_images, load_images, open_plain
 from dalle.apps.judging.judge import Judge, Target, rank_metrics
 from dalle.apps.judging.memorization import Neighbors, diversity, downsample, nearest_neighbors
 from dalle.apps.judging.sheets import write_images, write_neighbors, write_sheet
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0
-from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import to_dict
 from dalle.data import AnyDataConfig
+from dalle.data.drawings.config import check_languages
 from dalle.evaluation.metrics import frechet_distance
-from dalle.files import atomic_file
 from dalle.generation.rerank import score
 from dalle.models.clip import CLIP
+from dalle.pipelines.request import check_count, check_seed
 from dalle.pipelines.text_to_image import TextToImage
 
 Rows = dict[str, dict[str, float | None]]
@@ -49,9 +50,10 @@ class SampleOptions:
     """Folder for codes, features of the training images, and sheets."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (("draw", self.count, 2), ("candidates", self.candidates, 1), ("seed", self.seed, 0)):
-            if value < least:
-                raise ValueError(f"{name} is {value}: at least {least}")
+        check_count("draw", self.count, 2)
+        check_count("candidates", self.candidates)
+        check_seed(self.seed, self.candidates)
+        check_languages(self.languages)
 
 
 @dataclass(frozen=True)
@@ -199,17 +201,18 @@ class SampleEvaluation:
         """Training images at 32x32 ("small") and their features; cached, as 10,000 images take a minute."""
         key = json.dumps([to_dict(self.data), self.pipe.image_size, len(self.training)], default=str)
         file = self.options.out / f"training-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
+
+        def compute() -> dict[str, Tensor]:
             small, features = [], []
             for first in range(0, len(self.training), _BATCH):
                 images = load_images(self.training, range(first, min(first + _BATCH, len(self.training))))
                 small.append(downsample(images))
                 features.append(self._features(images))
-            with atomic_file(file) as part:
-                # In float16: comparisons need no more, and the file is half as large
-                write_tensors({"small": torch.cat(small), "features": torch.cat(features)}, part, "float16")
-        return {name: tensor.float() for name, tensor in read_tensors(file).items()}
+            return {"small": torch.cat(small), "features": torch.cat(features)}
+
+        # In float16: comparisons need no more, and the file is half as large
+        found = cached_tensors(file, compute, ["small", "features"], "float16")
+        return {name: tensor.float() for name, tensor in found.items()}
 
     def _write_sheets(
         self, name: str, prompts: Sequence[str], image_sets: dict[str, _ImageSet], neighbors: dict[str, Neighbors]

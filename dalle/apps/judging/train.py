@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dalle.apps.judging.classifier import IMAGE_SIZE, Classifier
 from dalle.apps.judging.drawings import Drawings, load_images
+from dalle.config.ranges import PositiveInt, Range, Seed, check_ranges
 
 _BATCH = 256  # images read at a time
 
@@ -21,19 +22,17 @@ _BATCH = 256  # images read at a time
 class JudgeOptions:
     """Hyperparameters of the judge's training."""
 
-    epochs: int = 40
+    epochs: PositiveInt = 40
     """Passes over the images."""
-    batch_size: int = 128
-    lr: float = 2e-3
+    batch_size: PositiveInt = 128
+    lr: Annotated[float, Range(0, above=True, ceiling=1000)] = 2e-3
     """Peak learning rate, after one epoch of linear warmup; then it decays to 0 along a cosine."""
-    seed: int = 20
+    seed: Seed = 20
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and backward passes (autocast); weights, losses and the trained judge are in fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1")
+        check_ranges(self)
 
 
 def train_judge(
@@ -52,6 +51,9 @@ def train_judge(
 
     Returns:
         The classifier, in eval mode.
+
+    Raises:
+        ValueError: the loss is not finite.
     """
     concepts = sorted({concept.phrase for concept in drawings.concepts})
     styles = sorted(set(drawings.styles))
@@ -75,11 +77,14 @@ def train_judge(
             concept_logits, style_logits = classifier(batch.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(concept_logits.float(), concept_targets[rows].to(device), label_smoothing=0.05)
         loss = loss + F.cross_entropy(style_logits.float(), style_targets[rows].to(device))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is {value} in step {step}: give a lower lr than {options.lr}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if progress is not None:
-            progress(step, loss.item())
+            progress(step, value)
     return classifier.eval()
 
 

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from dalle.files import FileLock, atomic_file, remove_parts, write_text
+from dalle.config import from_dict
+from dalle.config.ranges import NonNegativeInt, PositiveInt, check_ranges
+from dalle.files import FileLock, atomic_file, parse_json, remove_parts, write_text
 
 NAME, LOCK = "index.json", ".lock"
 BLOCK = 1 << 16  # rows that are written, and looked through, at a time
@@ -55,12 +57,15 @@ class Manifest:
 
     clip: str
     clip_hash: str
-    dimensions: int
-    images: int
+    dimensions: PositiveInt
+    images: NonNegativeInt
     sources: list[Source]
     table: tuple[str, int]
     ann: tuple[str, int] | None
-    generation: int
+    generation: NonNegativeInt
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def schema(dimensions: int) -> pa.Schema:
@@ -142,25 +147,27 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: there is no index, or it is no index of this version.
     """
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = parse_json((folder / NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: {_NOT_THERE.format(folder)}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images again") from error
+    except ValueError as error:
+        raise _damaged(folder / NAME, error) from error
     if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
         raise ValueError(
             f"{folder / NAME} is not of format {_FORMAT}, which this version reads: index the images again"
         )
+    # `ann` has the name that it had first; that of `images` changed with version 0.2
+    names = {"near": "ann", "pictures": "images"}
+    current = {str(names.get(key, key)): value for key, value in content.items()}
     try:
-        content["sources"] = [Source(**source) for source in content["sources"]]
-        content["table"] = tuple(content["table"])
-        near = content.pop("near")
-        content["ann"] = near and tuple(near)
-        if "pictures" in content:  # the name of `images` before version 0.2
-            content["images"] = content.pop("pictures")
-        return Manifest(**content)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images again") from error
+        return cast(Manifest, from_dict(Manifest, current, NAME))
+    except ValueError as error:
+        raise _damaged(folder / NAME, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(f"{file} is damaged ({reason}): remove {file.parent} and index the images again")
 
 
 def open_table(folder: Path, manifest: Manifest) -> Table:
@@ -258,8 +265,7 @@ def _opened(folder: Path, file: tuple[str, int]) -> Table:
     try:
         return Table(path)
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged ({reason}): remove {path.parent} and index the images again") from error
+        raise _damaged(path, error) from error
 
 
 def _vectors(batch: pa.RecordBatch) -> np.ndarray:

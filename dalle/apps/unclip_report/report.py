@@ -21,6 +21,7 @@ from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.source import open_source
 from dalle.config import from_dict
 from dalle.data import AnyDataConfig, open_data
+from dalle.data.drawings.config import check_languages
 from dalle.data.drawings.dataset import DrawingsDataset
 from dalle.data.loader import evaluation_batches
 from dalle.evaluation.prior_baselines import pair_embeddings, prior_table
@@ -83,6 +84,7 @@ class ReportOptions:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}: look at 1 pair at least")
+        check_languages(self.language or ())
 
     @property
     def latent_steps(self) -> int:

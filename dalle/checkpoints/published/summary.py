@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dalle.checkpoints.folder_config import check_no_run
+from dalle.checkpoints.folder_config import WEIGHTS, check_no_run
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.image_codes import KEY
-from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published import cosmos, dalle_pytorch, ibq, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.files import read_stored_state

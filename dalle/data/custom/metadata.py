@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pyarrow.parquet as parquet
 
 from dalle.data.custom.texts import decode_text, read_json
+from dalle.data.parquet_errors import parquet_errors
 
 Row = tuple[str, dict[str, Any]]
 """Where it is ("line 3"), and its columns."""
@@ -88,12 +88,8 @@ def _delimiter(lines: io.StringIO) -> tuple[str, int]:
 
 
 def _parquet(file: Path) -> Iterator[Row]:
-    try:
+    with parquet_errors(file):
         rows = parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(
-            f"{file} is not a complete Parquet file ({str(error).splitlines()[0]}): copy it again"
-        ) from error
     yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pyarrow.parquet as parquet
 
 from dalle.data.custom.cells import parse_image_cell
@@ -16,7 +15,7 @@ from dalle.data.custom.columns import caption_column, has_captions, image_column
 from dalle.data.custom.records import IndexedRecords, Record, Shard, Source
 from dalle.data.custom.split_names import canonical_split
 from dalle.data.custom.table_errors import friendly_errors, offline_if_unreachable
-from dalle.files import lfs_pointer
+from dalle.data.parquet_errors import parquet_errors
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time; each has its image's bytes in memory
@@ -259,7 +258,10 @@ def saved_source(
 
 def _check_columns(files: list[Path]) -> None:
     """Tables that are read as one must have the same columns."""
-    columns = {file: parquet.read_schema(file).names for file in files}
+    columns = {}
+    for file in files:
+        with parquet_errors(file):
+            columns[file] = parquet.read_schema(file).names
     first = files[0]
     for file, own in columns.items():
         if set(own) != set(columns[first]):
@@ -275,9 +277,5 @@ def row_count(file: Path) -> int:
     Raises:
         ValueError: it is not a complete Parquet file.
     """
-    try:
+    with parquet_errors(file):
         return parquet.read_metadata(file).num_rows
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        what = lfs_pointer(file) or f"not a complete Parquet file ({reason}): copy it again or remove it"
-        raise ValueError(f"{file} is {what}") from error

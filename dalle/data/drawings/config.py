@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from dalle.config import config
 from dalle.config.ranges import NonNegativeInt, Probability, Range
@@ -11,6 +12,18 @@ from dalle.data.drawings.captions import FAMILIES, STYLES
 from dalle.data.drawings.sets import SetName
 
 Language = Literal["en", "hi", "ne"]
+_MOST_UNEQUAL = 1000  # weights: the slots of the others are repeated as often, and all are shuffled in memory
+_LANGUAGES = ", ".join(get_args(Language))
+
+
+def check_languages(languages: Sequence[str]) -> None:
+    """Refuse languages in which no drawing has a caption.
+
+    Raises:
+        ValueError: one of them is unknown.
+    """
+    if unknown := [language for language in languages if language not in get_args(Language)]:
+        raise ValueError(f"language is {unknown[0]!r}: choose from {_LANGUAGES}")
 
 
 @config
@@ -66,5 +79,10 @@ class DrawingsConfig:
                 raise ValueError(f"styles {unknown or '[]'}: choose from {', '.join(known)}")
         if self.weights is not None and len(self.weights) != len(self.sets):
             raise ValueError(f"weights is {list(self.weights)}: give one per set, {', '.join(self.sets)}")
-        if not self.languages:
-            raise ValueError("languages is empty: choose from en, hi, ne")
+        if self.weights is not None and max(self.weights) > _MOST_UNEQUAL * min(self.weights):
+            raise ValueError(
+                f"weights is {list(self.weights)}: the largest may be {_MOST_UNEQUAL} times the smallest; to do "
+                "without a set, leave it out of sets"
+            )
+        if not self.languages or len(set(self.languages)) != len(self.languages):
+            raise ValueError(f"languages is {list(self.languages)}: choose from {_LANGUAGES}, each once")

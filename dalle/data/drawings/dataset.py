@@ -25,7 +25,8 @@ from dalle.data.drawings.composition import (
 )
 from dalle.data.drawings.config import DrawingsConfig
 from dalle.data.drawings.render import BLACK, Color
-from dalle.data.drawings.sets import DRAWINGS, Drawing, read_set
+from dalle.data.drawings.sets import DRAWINGS, read_set
+from dalle.data.drawings.tables import wrong_row
 
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -81,8 +82,11 @@ class DrawingsDataset:
         if not root.is_dir():
             raise ValueError(f"no such folder: {root}; data.root must be the repository's data folder or a copy of it")
         wanted = SPLITS["all" if split == "train" and config.include_test else split]
-        by_set = [[d for d in read_set(name, root, config.styles) if d.split in wanted] for name in config.sets]
-        self.drawings: list[Drawing] = [drawing for own in by_set for drawing in own]
+        everything = [drawing for name in config.sets for drawing in read_set(name, root, config.styles)]
+        for drawing in everything:  # one of no split would be left out without a word
+            if drawing.split not in SPLITS["all"]:
+                raise wrong_row(drawing.file, drawing.row, f"its split {drawing.split!r} is unknown")
+        self.drawings = [drawing for drawing in everything if drawing.split in wanted]
         if not self.drawings:
             raise ValueError(
                 f"the split {split!r} has no drawings with these sets and styles: change data.sets or data.styles"
@@ -100,7 +104,11 @@ class DrawingsDataset:
         return len(self._slots) if self.composed else len(self.drawings)
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Pair `index`, its image uint8 [image_size, image_size, 3]."""
+        """Pair `index`, its image uint8 [image_size, image_size, 3].
+
+        Raises:
+            BadRecord: a drawing in it cannot be rendered.
+        """
         composition = self.compose(index, seed)
         return Pair(composition.paint(), composition.caption)
 
@@ -118,7 +126,7 @@ class DrawingsDataset:
     def compose(self, index: int, seed: int) -> Composition:
         """The composition behind `pair(index, seed)`: the image before blending, and every choice that was made."""
         if not self.composed:
-            layer = self.drawings[index].art.render(self.image_size)
+            layer = self.drawings[index].render(self.image_size)
             whole = ((0, 0, self.image_size),)
             return Composition(layer, WHITE, self.canonical_caption(index), (index,), whole, (None,))
         # One generator per (seed, index), so that a sample does not depend on which worker makes it, or when.
@@ -189,7 +197,7 @@ class DrawingsDataset:
         if rng.random() < self.config.flips and not drawing.symbol:
             # A mirrored arrow to the left is one to the right: the concept may change with it
             mirror = captions.mirror_concept(concept)
-        pixels = drawing.art.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
+        pixels = drawing.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
         if mirror is not None:
             concept, pixels = mirror, pixels[:, ::-1]
         if self.config.rotation and side:

@@ -7,13 +7,17 @@ the two differ by 1.1 of 255 on average). It only ever reads SVGs of the embedde
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from dalle.images.read import decode_image
+
 Color = tuple[int, ...]  # red, green, blue in 0..255
 BLACK: Color = (0, 0, 0)
+_LARGE = 64  # pixels, at which every drawing shows something
 _SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{}" '
     'width="{side}" height="{side}">{}</svg>'
@@ -36,12 +40,11 @@ class Raster:
         """Render as RGBA uint8 [side, side, 4]; `ink` is the color of a single-color drawing.
 
         Raises:
-            ValueError: the content cannot be decoded.
+            ValueError: the content cannot be decoded, or shows nothing.
         """
-        try:
-            image = Image.open(io.BytesIO(self.content), formats=["WEBP", "PNG"]).convert("RGBA")
-        except OSError as error:
-            raise ValueError(f"an image of the data set cannot be decoded ({error}): copy its file again") from error
+        image = decode_image(self.content).convert("RGBA")
+        if image.getchannel("A").getbbox() is None:
+            raise ValueError("the image shows nothing: it is transparent everywhere")
         if image.width != side:  # Pillow resizes RGBA with premultiplied alpha
             # A whole divisor: the mean of blocks is exact and faster
             image = image.resize((side, side), Image.Resampling.BOX if image.width % side == 0 else _SMOOTH)
@@ -67,13 +70,37 @@ class Vector:
     body: str
 
     def render(self, side: int, ink: Color = BLACK) -> np.ndarray:
-        """Render as RGBA uint8 [side, side, 4]; `ink` replaces `currentColor`."""
+        """Render as RGBA uint8 [side, side, 4]; `ink` replaces `currentColor`.
+
+        Raises:
+            ValueError: it is no SVG, its `viewBox` is not square, or it shows nothing, as where no path can be read.
+        """
+        self._check_viewbox()
+        pixels = self._rasterized(side, ink)
+        # In two pixels, lines that are there may fade to nothing
+        if not pixels[..., 3].any() and (side >= _LARGE or not self._rasterized(_LARGE, ink)[..., 3].any()):
+            raise ValueError("the SVG shows nothing: its paths cannot be read, or there are none")
+        return pixels
+
+    def _rasterized(self, side: int, ink: Color) -> np.ndarray:
         from pillow_lunasvg import SvgImageFile  # here: importing it registers SVG with Pillow globally
 
         red, green, blue = ink
         body = self.body.replace("currentColor", f"#{red:02x}{green:02x}{blue:02x}")
         content = _SVG.format(self.viewbox, body, side=side).encode()
-        return np.array(SvgImageFile(io.BytesIO(content)).convert("RGBA"))
+        try:
+            return np.array(SvgImageFile(io.BytesIO(content)).convert("RGBA"))
+        except (SyntaxError, OSError) as error:  # SyntaxError: of the SVG, as Pillow's plugins report it
+            raise ValueError(f"the SVG cannot be drawn ({error})") from error
+
+    def _check_viewbox(self) -> None:
+        # The rasterizer takes what it cannot read for another scale
+        try:
+            numbers = [float(number) for number in self.viewbox.split()]
+        except ValueError:
+            numbers = []
+        if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or not 0 < numbers[2] == numbers[3]:
+            raise ValueError(f"its viewBox is {self.viewbox[:40]!r}: expected four numbers, the last two equal")
 
 
 Art = Raster | Vector

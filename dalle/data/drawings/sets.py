@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import pyarrow
-import pyarrow.parquet as parquet
+import numpy as np
 
+from dalle.data.base import BadRecord
 from dalle.data.drawings.captions import FAMILIES, STYLES, Concept, Words
-from dalle.data.drawings.render import Art, Raster, Vector
+from dalle.data.drawings.render import BLACK, Art, Color, Raster, Vector
+from dalle.data.drawings.tables import Row, read_rows, row_name, wrong_row
 from dalle.files import ROOT
 
 DRAWINGS = ROOT / "data"  # in the repository; too large for a wheel
@@ -35,6 +36,8 @@ class Drawing:
         art: the bitmap or SVG.
         mono: whether it has a single color, which can be changed.
         symbol: whether it is a sign, which must not be mirrored.
+        file: the file that it is in.
+        row: its row there, from 1.
     """
 
     set: SetName
@@ -46,6 +49,19 @@ class Drawing:
     art: Art
     mono: bool
     symbol: bool
+    file: Path
+    row: int
+
+    def render(self, side: int, ink: Color = BLACK) -> np.ndarray:
+        """Render as RGBA uint8 [side, side, 4]; `ink` is the color of a drawing that is `mono`.
+
+        Raises:
+            BadRecord: it cannot be rendered; the error names its file and row.
+        """
+        try:
+            return self.art.render(side, ink)
+        except ValueError as error:
+            raise BadRecord(row_name(self.file, self.row), str(error)) from error
 
 
 @lru_cache(maxsize=4)  # the splits share the same files
@@ -58,35 +74,46 @@ def read_set(name: SetName, root: Path, styles: tuple[str, ...] | None = None) -
         styles: styles to include; None includes all.
 
     Raises:
-        ValueError: the folder or a file is missing or damaged.
+        ValueError: the folder or a file is missing or damaged, or a row lacks a name, a style or a split. A row whose
+            image is damaged is found when it is rendered.
     """
     return tuple(_emoji(root / "emoji", styles) if name == "emoji" else _icons(root / "icons", styles))
 
 
+_CONCEPT_COLUMNS = ("keywords", "name_hi", "name_ne")  # beside the English name, and its form in captions
+_NAMED = ("name", "caption")
+
+
 def _emoji(root: Path, styles: tuple[str, ...] | None) -> Iterator[Drawing]:
-    concepts = {row["codepoints"]: _concept(row) for row in _rows(root / "concepts" / "concepts.parquet")}
+    listed = root / "concepts" / "concepts.parquet"
+    rows = read_rows(listed, ("codepoints", *_NAMED), (*_CONCEPT_COLUMNS, "keywords_hi", "keywords_ne"))
+    concepts = {row["codepoints"]: _concept(row) for row in rows}
     for style, words in STYLES.items():
         if styles is not None and style not in styles:
             continue
         mono = style == _MONO_STYLE
-        for row in _rows(root / "images" / f"{style}.parquet", ["image", "codepoints", "group", "split"]):
+        file = root / "images" / f"{style}.parquet"
+        for number, row in enumerate(read_rows(file, ("codepoints", "group", "split"), ("image",)), 1):
+            concept = concepts.get(row["codepoints"])
+            if concept is None:
+                raise wrong_row(file, number, f"{row['codepoints']} is not in {listed}")
             yield Drawing(
                 set="emoji",
                 style=style,
                 style_words=words,
-                concept=concepts[row["codepoints"]],
+                concept=concept,
                 group=row["group"],
                 split=row["split"],
-                art=Raster(row["image"]["bytes"], mono),
+                art=Raster((row["image"] or {}).get("bytes") or b"", mono),
                 mono=mono,
                 symbol=row["group"] in _SYMBOLS,
+                file=file,
+                row=number,
             )
 
 
-_ICON_COLUMNS = (
-    *("concept", "name", "caption", "keywords", "category", "family", "style_words", "colour", "viewbox", "body"),
-    *("split", "name_hi", "name_ne"),
-)
+_ICON_NEEDED = ("concept", *_NAMED, "category", "family", "split")
+_ICON_OTHERS = (*_CONCEPT_COLUMNS, "style_words", "colour", "viewbox", "body")
 
 
 def _icons(root: Path, styles: tuple[str, ...] | None) -> Iterator[Drawing]:
@@ -96,26 +123,34 @@ def _icons(root: Path, styles: tuple[str, ...] | None) -> Iterator[Drawing]:
         raise ValueError(
             f"there are no icons in {folder}: data.root must be the repository's data folder or a copy of it"
         )
-    rows = [row for file in files for row in _rows(file, list(_ICON_COLUMNS))]
-    rows.sort(key=lambda row: row["family"])  # stable: keeps the order of the files within a family
+    rows = [
+        (file, number, row)
+        for file in files
+        for number, row in enumerate(read_rows(file, _ICON_NEEDED, _ICON_OTHERS), 1)
+    ]
+    rows.sort(key=lambda found: found[2]["family"])  # stable: keeps the order of the files within a family
     concepts: dict[str, Concept] = {}
-    for row in rows:
+    for file, number, row in rows:
         # The first row names the concept for all its styles
         concept = concepts.setdefault(row["concept"], _concept(row))
         family = _american(row["family"])
+        if family not in FAMILIES:
+            raise wrong_row(file, number, f"its family {family!r} is unknown")
         if styles is not None and family not in styles:
             continue
         words = FAMILIES[family]
         yield Drawing(
             set="icons",
             style=family,
-            style_words=words | {"en": (*words["en"], *map(_american, row["style_words"] or ()))},
+            style_words=words | {"en": (*words["en"], *map(_american, filter(None, row["style_words"] or ())))},
             concept=concept,
             group=row["category"],
             split=row["split"],
-            art=Vector(row["viewbox"], row["body"]),
+            art=Vector(row["viewbox"] or "", row["body"] or ""),
             mono=row["colour"] == "mono",
             symbol=False,
+            file=file,
+            row=number,
         )
 
 
@@ -124,25 +159,14 @@ def _american(words: str) -> str:
     return words.replace("colour", "color")
 
 
-def _concept(row: dict[str, Any]) -> Concept:
+def _concept(row: Row) -> Concept:
     names = {"en": row["name"], "hi": row["name_hi"], "ne": row["name_ne"]}
     keywords = {"en": row["keywords"], "hi": row.get("keywords_hi"), "ne": row.get("keywords_ne")}
     return Concept(
         phrase=row["caption"],
         names={language: name for language, name in names.items() if name},
         keywords={
-            language: tuple(word for word in words or () if word != names[language])
+            language: tuple(word for word in words or () if word and word != names[language])
             for language, words in keywords.items()
         },
     )
-
-
-def _rows(file: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    if not file.is_file():
-        raise ValueError(f"no such file: {file}; data.root must be the repository's data folder or a copy of it")
-    try:
-        rows: list[dict[str, Any]] = parquet.read_table(file, columns=columns).to_pylist()
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is not a complete file of the data set ({reason}): copy it again") from error
-    return rows

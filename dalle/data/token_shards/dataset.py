@@ -189,7 +189,7 @@ class ShardsDataset:
         row = index - int(self.ends[number] - self.sizes[number])
         group = self._group(number)
         if isinstance(group, BadRecord):
-            raise group
+            raise group.with_traceback(None)  # it is raised for each row, and would keep all of their tracebacks
         captions = tuple(group.captions[row].as_py())
         caption = sample_caption(group.keys[row], captions, seed)[1] if self.split == "train" else captions[0]
         image, embedding = self.provenance.unpack(group.values[row])

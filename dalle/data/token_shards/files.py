@@ -11,14 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
+from dalle.config import from_dict
+from dalle.config.ranges import NonNegativeInt, Range, check_ranges
 from dalle.data.token_shards.provenance import Provenance
-from dalle.files import atomic_file
+from dalle.files import atomic_file, parse_json
 
 GROUP_ROWS = 1024  # rows of a Parquet row group, the unit of reading
 _FORMAT = 1
@@ -29,9 +31,14 @@ class ShardFile:
     """A shard's file name, its size in rows and bytes, and the broken records left out of it."""
 
     name: str
-    rows: int
-    size: int
+    rows: NonNegativeInt
+    size: Annotated[int, Range(0)]
     bad: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}; it must be that of a file in the folder")
 
 
 class ShardIndex(NamedTuple):
@@ -62,22 +69,45 @@ def read_index(folder: Path, kind: type[Provenance]) -> ShardIndex:
     """Read the index of a folder of shards of one kind.
 
     Raises:
-        ValueError: it is not a folder of such shards, or has another format version.
+        ValueError: it is not a folder of such shards, has another format version, or a value that cannot be.
     """
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}; `python -m dalle encode CONFIG {folder}` makes shards")
+    file = folder / kind.index
     try:
-        content = json.loads((folder / kind.index).read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
-        shards = content["shards"]
-        if shards is not None:
-            shards = {split: [ShardFile(**shard) for shard in own] for split, own in shards.items()}
-        return ShardIndex(kind(**content["making"]), shards)
+        return _parsed_index(parse_json(file.read_text(encoding="utf-8")), kind)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has no {kind.index}: `python -m dalle encode CONFIG OUT` writes one") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / kind.index} cannot be read ({error}): encode the data again") from error
+    except (ValueError, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise ValueError(f"{file} cannot be read ({reason}): encode the data again") from error
+
+
+def _parsed_index(content: Any, kind: type[Provenance]) -> ShardIndex:
+    """What an index says.
+
+    Raises:
+        ValueError: something is missing, has another type, or is out of range.
+    """
+    if not isinstance(content, dict) or not {"format", "making", "shards"} <= content.keys():
+        raise ValueError("expected format, making and shards")
+    if content["format"] != _FORMAT:
+        raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
+    made = from_dict(kind, content["making"], "making")
+    listed = content["shards"]
+    if listed is None:
+        return ShardIndex(made, None)
+    if not isinstance(listed, dict) or not all(isinstance(own, list) for own in listed.values()):
+        raise ValueError("shards: expected a list of files for each split")
+    shards = {
+        split: [from_dict(ShardFile, shard, f"shards: {split}.{number}") for number, shard in enumerate(own)]
+        for split, own in listed.items()
+    }
+    for shard in (shard for own in shards.values() for shard in own):
+        # Lists as long as its row groups are made before it is read
+        if shard.rows > made.most_rows:
+            raise ValueError(f"shards: {shard.name} has {shard.rows:,} rows, more than {made.most_rows:,}")
+    return ShardIndex(made, shards)
 
 
 def write_shard(
@@ -119,12 +149,12 @@ def existing_shard(file: Path, provenance: Provenance) -> ShardFile | None:
             own = content.schema_arrow.metadata or {}
             if own.get(provenance.encoder.encode()) != provenance.sha256.encode():
                 return None
-            return ShardFile(
-                file.name, content.metadata.num_rows, file.stat().st_size, json.loads(own.get(b"bad", b"[]"))
-            )
+            facts = {"rows": content.metadata.num_rows, "size": file.stat().st_size}
+            bad = parse_json(own.get(b"bad", b"[]").decode())
+            return cast(ShardFile, from_dict(ShardFile, {"name": file.name, **facts, "bad": bad}, str(file)))
     except MemoryError:  # pyarrow's out-of-memory error is an ArrowException too, but no sign of damage
         raise
-    except (OSError, pyarrow.ArrowException):
+    except (OSError, pyarrow.ArrowException, ValueError):  # ValueError: of its list of bad records
         return None
 
 

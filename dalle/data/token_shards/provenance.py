@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dalle.config.ranges import PositiveInt, Seed, check_ranges
+
 _UINT16 = 2**16
 
 
@@ -33,10 +35,18 @@ class Provenance(ABC):
 
     data: dict[str, Any]
     records: str
-    seed: int
-    views: int
+    seed: Seed
+    views: PositiveInt
     mirror: bool
-    shard_images: int
+    shard_images: PositiveInt
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def most_rows(self) -> int:
+        """The largest number of rows of a shard."""
+        return self.shard_images * self.views * (1 + self.mirror)
 
     @property
     def sha256(self) -> str:
@@ -77,10 +87,11 @@ class TokenProvenance(Provenance):
     encoder: ClassVar[str] = "image_tokenizer"
 
     image_tokenizer: str
-    codebook_size: int
-    grid: tuple[int, int]
+    codebook_size: PositiveInt
+    grid: tuple[PositiveInt, PositiveInt]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "grid", tuple(self.grid))  # JSON has lists only
 
     @property
@@ -118,7 +129,7 @@ class EmbeddingProvenance(Provenance):
     encoder: ClassVar[str] = "clip"
 
     clip: str
-    embed_dim: int
+    embed_dim: PositiveInt
 
     @property
     def width(self) -> int:
@@ -156,8 +167,8 @@ class EmbeddedImageProvenance(Provenance):
     encoder: ClassVar[str] = "clip"
 
     clip: str
-    embed_dim: int
-    side: int
+    embed_dim: PositiveInt
+    side: PositiveInt
 
     @property
     def width(self) -> int:

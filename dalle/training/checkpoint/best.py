@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from dalle.training.checkpoint.folders import folders
 from dalle.training.metrics_log import logged
 
 _LOWER, _HIGHER = False, True
@@ -57,10 +58,13 @@ class NaNMetricError(ValueError):
     code = 3  # the exit code
 
     def __init__(self, step: int, metric: str, run: Path):
-        super().__init__(
-            f"step {step}: the validation metric {metric} is NaN: these weights are not saved, the checkpoints in "
-            f"{run} are older: resume from them with a lower optim.lr, a longer optim.warmup or run.precision=fp32"
+        advice = "a lower optim.lr, a longer optim.warmup or run.precision=fp32"
+        then = (
+            f"the checkpoints in {run} are older: resume from them with {advice}"
+            if folders(run)
+            else f"there is no checkpoint: start again with {advice}"
         )
+        super().__init__(f"step {step}: the validation metric {metric} is NaN: these weights are not saved, {then}")
 
 
 def check_not_nan(step: int, metrics: Mapping[str, float], run: Path) -> None:

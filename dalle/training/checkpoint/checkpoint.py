@@ -192,8 +192,13 @@ def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def as_value_error(run: Path, step: int) -> Iterator[None]:
+def as_value_error(run: Path, step: int, exporting: bool = False) -> Iterator[None]:
     """Turn an OSError raised while saving into a message that says how to recover.
+
+    Args:
+        run: run folder.
+        step: the step that is saved.
+        exporting: whether its checkpoint is written, and the model folder follows.
 
     Raises:
         ValueError: replaces an OSError, such as a full or read-only disk.
@@ -201,12 +206,19 @@ def as_value_error(run: Path, step: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason, advice = error.strerror or str(error), "earlier checkpoints are intact; free some disk space"
+        what, reason, then = f"step {step} could not be saved in {run}", error.strerror or str(error), "continue with"
         if not run.is_dir():
             advice = "the folder has gone: bring it back, or its disk"
-        raise ValueError(
-            f"step {step} could not be saved in {run} ({reason}): {advice}, then continue with resume=true"
-        ) from error
+        elif exporting:
+            what = f"step {step} is saved, but its weights could not be exported to {run / 'model'}"
+            advice, then = "free some disk space", "export them with"
+        elif folders(run):
+            advice = "earlier checkpoints are intact; free some disk space"
+        else:
+            raise ValueError(
+                f"{what} ({reason}), and there is no earlier checkpoint: free some disk space, then start again"
+            ) from error
+        raise ValueError(f"{what} ({reason}): {advice}, then {then} resume=true") from error
 
 
 def _save_state(state: dict[str, Any], file: Path) -> None:

@@ -12,6 +12,7 @@ from dalle.models.dalle_config import DALLEConfig
 from dalle.training.checkpoint.best import check_metric
 from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig
+from dalle.training.recipe.guidance import check_guidance
 from dalle.training.recipe.run import Resume, RunConfig
 
 
@@ -65,11 +66,11 @@ class DALLERecipe:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora does not work with an EMA of the weights: set optim.ema=null")
+        if self.model.stored_masks and self.init_from is None:
+            raise ValueError(
+                "model.stored_masks are masks among the weights of init_from, which is null: set model.stored_masks=[] "
+                "and choose by model.attention"
+            )
         if not self.text_weight and not self.image_weight:
             raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
-        # Guidance contrasts the caption with the null caption, which the model then has never seen
-        if self.sampling.guidance != 1 and not self.caption_dropout:
-            raise ValueError(
-                f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
-                "were dropped in training; set one of them (guidance 1 is none)"
-            )
+        check_guidance(self.sampling.guidance, "caption", self.caption_dropout)

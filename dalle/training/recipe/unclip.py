@@ -17,6 +17,7 @@ from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.models.upsampler import UpsamplerConfig
 from dalle.training.checkpoint.best import check_metric
 from dalle.training.optim import OptimConfig
+from dalle.training.recipe.guidance import check_guidance
 from dalle.training.recipe.run import Resume, RunConfig
 
 
@@ -48,11 +49,7 @@ class PriorRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
-        if self.sampling.guidance != 1 and not self.caption_dropout:
-            raise ValueError(
-                f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
-                "were dropped in training; set one of them (guidance 1 is none)"
-            )
+        check_guidance(self.sampling.guidance, "caption", self.caption_dropout)
 
 
 @config
@@ -111,11 +108,7 @@ class DiffusionRecipe:
     def _check_decoder(self) -> None:
         if self.clip is None:
             raise ValueError("clip is missing: a decoder is trained on the embeddings of a CLIP, name its folder")
-        if self.sampling.guidance != 1 and not self.embedding_dropout:
-            raise ValueError(
-                f"sampling.guidance is {self.sampling.guidance} but embedding_dropout is 0: guidance needs embeddings "
-                "that were dropped in training; set one of them (guidance 1 is none)"
-            )
+        check_guidance(self.sampling.guidance, "embedding", self.embedding_dropout)
 
     def _check_upsampler(self, model: UpsamplerConfig) -> None:
         if isinstance(self.data, ShardsConfig):

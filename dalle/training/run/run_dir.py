@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.target import check_no_model
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed, to_dict
 from dalle.data import AnyDataConfig, location
 from dalle.files import FileLock, check_folder, remove_scratch, write_text
@@ -28,7 +29,7 @@ from dalle.training.recipe import DALLERecipe, LoopRecipe
 
 LOCK = ".lock"
 # What a run writes to its folder; its config.yaml may have been put there to train from
-_OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
+OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
@@ -38,8 +39,8 @@ def check_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     Every process must call it; the main one looks.
 
     Raises:
-        ValueError: (in all processes) as `open_run_dir`; or the folder cannot be written, or holds files of something
-            else under the names of a run's.
+        ValueError: (in all processes) as `open_run_dir`; or the folder cannot be written, or holds a model, or files of
+            something else under the names of a run's.
     """
     refusal: ValueError | OSError | None = None
     if accelerator.is_main_process:
@@ -56,9 +57,10 @@ def check_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> None:
 
 def _check_names(run: Path) -> None:
     """Refuse a folder in which a new run would overwrite what is of something else: its `model` would be replaced."""
+    check_no_model(run, "run.dir=FOLDER")
     if (run / "origin.yaml").exists():  # a run that ended before its first checkpoint
         return
-    taken = next((run / name for name in _OWN_NAMES if (run / name).exists()), None)
+    taken = next((run / name for name in OWN_NAMES if (run / name).exists()), None)
     if taken is not None:
         raise ValueError(f"{taken} is there already and of no run: choose another run.dir=FOLDER")
 
@@ -71,8 +73,8 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
 
     Raises:
         ValueError: (in all processes) there is nothing to resume; the folder contains a run but `resume` is false, or
-            auto with another config; the run has other tokenizers, or another CLIP; or another process is training in
-            the folder.
+            auto with another config; or a trained model whose checkpoints are gone; the run has other tokenizers, or
+            another CLIP; or another process is training in the folder.
         OSError: (in all processes) the disk is full or not writable.
     """
     lock: AbstractContextManager[object] = nullcontext()
@@ -98,6 +100,11 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
 def _resumes(recipe: LoopRecipe) -> bool:
     """Whether a run resumes from its folder; raises a ValueError if the recipe's `resume` does not fit its content."""
     run, there = recipe.run.dir, bool(folders(recipe.run.dir))
+    if not there and (run / "origin.yaml").exists() and (run / "model").exists():
+        raise ValueError(
+            f"{run} contains a trained model and no checkpoint to resume from, and a new run would replace it: choose "
+            f"another run.dir=FOLDER, or move {run / 'model'} elsewhere"
+        )
     if recipe.resume == "auto":
         changes = _changes(recipe) if there else []
         if changes:

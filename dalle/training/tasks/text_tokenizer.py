@@ -8,6 +8,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.target import check_no_model
 from dalle.config import to_dict
 from dalle.data import open_training
 from dalle.files import atomic_folder, check_folder
@@ -21,11 +22,12 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
     """Learn a BPE from the training captions and write it to `recipe.dir`/model.
 
     Raises:
-        ValueError: the folder exists already.
+        ValueError: the folder exists already, or `recipe.dir` is that of a model.
     """
     target = recipe.dir / "model"
     if target.exists():
         raise ValueError(f"{target} exists already: choose another dir=FOLDER")
+    check_no_model(recipe.dir, "dir=FOLDER")
     check_folder(recipe.dir, "dir=FOLDER")
     captions = islice(_captions(recipe), recipe.max_captions)
     tokenizer = SentencePieceTokenizer.train(recipe.model, tqdm(captions, unit=" captions", disable=None))

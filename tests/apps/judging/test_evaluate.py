@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,7 +106,11 @@ class FewFeatures(torch.nn.Module):
 
 
 def test_eval_command_judges_generated_images(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
         "dalle.checkpoints.published.efficientnet.load_efficientnet_lite0", lambda device: FewFeatures()
@@ -156,14 +162,22 @@ def test_eval_command_judges_generated_images(
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == {
         *("test_pair-en.png", "test_pair-en-neighbors.png", "test_pair-ne.png", "test_pair-ne-neighbors.png")
     }
-    assert main([*command, "--draw", "4"]) == 0  # from what was kept
+    # From what was kept; what of it is truncated is computed again, which is said
+    caches = [next((tmp_path / "out").glob(f"{kind}-*.safetensors")) for kind in ("codes", "training")]
+    whole = [file.read_bytes() for file in caches]
+    for file in caches:
+        os.truncate(file, file.stat().st_size // 2)
+    with caplog.at_level("WARNING"):
+        assert main([*command, "--draw", "4"]) == 0
+    assert [f"{file} is damaged: computing it again" in caplog.messages for file in caches] == [True, True]
+    assert [file.read_bytes() for file in caches] == whole
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{tiny_model}, test_pair, en" and "best of 3" in lines[1]
     assert float(next(line for line in lines if "concept_top5" in line).split()[1]) == pytest.approx(
         rows["n = 1"]["concept_top5"], abs=1e-4
     )
     assert main([*command, "--draw", "1"]) == 2
-    assert "draw is 1: at least 2" in capsys.readouterr().err
+    assert "draw is 1: generate at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -173,7 +187,20 @@ def test_judge_command_trains_and_saves_a_judge(tmp_path: Path, capsys: pytest.C
     assert "concepts, 1 styles" in capsys.readouterr().out
     assert load_classifier(tmp_path / "judge").styles == ["fluent-mono"]
     assert main(["judge", *options, "--epochs", "0"]) == 2
-    assert "epochs is 0: at least 1" in capsys.readouterr().err
+    assert "epochs is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_judge_replaces_a_judge_alone_and_says_so(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dalle.apps.judging.train.train_judge", lambda *_: Classifier(["heart"], ["flat"]))
+    options = ["judge", "sets=[emoji]", "styles=[fluent-mono]", "--device", "cpu", "--out"]
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    assert main([*options, str(model)]) == 2
+    assert "holds a model of stage 'dalle', which one of stage 'judge' does not replace" in capsys.readouterr().err
+    for end in ("images\n", "images, in place of the judge that was there\n"):
+        assert main([*options, str(tmp_path / "judge")]) == 0
+        assert capsys.readouterr().out.endswith(end)
 
 
 def test_draw_and_judge_options_require_each_other(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +209,77 @@ def test_draw_and_judge_options_require_each_other(tiny_model: Path, capsys: pyt
     clip = str(tiny_model.parent / "clip")
     assert main(["eval", clip, "--draw", "4", "--judge", clip]) == 2
     assert "only a dalle draws" in capsys.readouterr().err
+
+
+UNUSED = {
+    "--candidates": (["--candidates", "3"], False),
+    "--seed": (["--seed", "0"], False),  # its default, but given
+    "--language": (["--language", "hi"], False),
+    "--out": (["--out", "evo"], False),
+    "--clip-score": (["--clip-score", "x"], False),
+    "--guidance": (["--guidance", "5"], False),
+    "--temperature": (["--temperature", "0"], False),
+    "--top-k": (["--top-k", "null"], False),
+    "--clip": (["--clip", "x"], True),
+    "--limit": (["--limit", "2"], True),
+    "--batch-size": (["--batch-size", "64"], True),
+}
+
+
+@pytest.mark.parametrize(("words", "drawn"), UNUSED.values(), ids=UNUSED)
+@pytest.mark.parametrize("source", ["model", "clip", "image_tokenizer"])
+def test_options_without_use_are_refused(
+    source: str, words: list[str], drawn: bool, tiny_parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = ["--draw", "2", "--judge", "nowhere"] if drawn else []
+    assert main(["eval", str(tiny_parts / source), *draw, *words]) == 2
+    todo = "leave it out" if drawn else "give --draw and --judge, or leave it out"
+    is_for = "an evaluation without --draw" if drawn else "generated images"
+    assert capsys.readouterr().err == f"dalle eval: {words[0]} is for {is_for}: {todo}\n"
+
+
+BAD_DRAW = {
+    "language": (["--language", "xx"], "language is 'xx': choose from en, hi, ne"),
+    "seed": (["--seed", str(10**23 - 1)], "give a number from 0 to 2^63 - n"),
+    "candidates": (["--candidates", "0"], "candidates is 0: generate at least 1"),
+    "kind": (["kind=shapes"], "data of kind shapes names no concepts and styles: give kind=drawings, or no kind"),
+    "judge": ([], "nowhere"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_DRAW.values(), ids=BAD_DRAW)
+def test_bad_options_of_generated_images_are_refused_before_the_model_is_loaded(
+    words: list[str],
+    message: str,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dalle.pipelines.text_to_image.TextToImage.from_pretrained", lambda *_: pytest.fail("loaded"))
+    assert main(["eval", str(tiny_model), "--draw", "2", "--judge", "nowhere", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+BAD_JUDGE = {
+    "lr nan": (["--lr", "nan"], "lr is nan; it must be a finite number, above 0"),
+    "lr inf": (["--lr", "inf"], "lr is inf; it must be a finite number, above 0"),
+    "lr negative": (["--lr", "-1"], "lr is -1.0; it must be above 0"),
+    "seed": (["--seed", str(10**23 - 1)], "seed is 2^76 or more; it must be at most"),
+    "epochs": (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+    "shapes": (["kind=shapes"], "data of kind shapes names no concepts and styles"),
+    "tokens": (["kind=tokens", "path=x"], "data of kind tokens names no concepts and styles"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_JUDGE.values(), ids=BAD_JUDGE)
+def test_bad_options_of_a_judge_are_refused_before_it_is_trained(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dalle.apps.judging.train.train_judge", lambda *_: pytest.fail("trained"))
+    assert main(["judge", *words, "--out", str(tmp_path / "judge")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_images_of_equals_the_data_set(known: Drawings) -> None:

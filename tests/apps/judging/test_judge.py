@@ -163,3 +163,15 @@ def test_data_without_concepts_is_refused() -> None:
 
     with pytest.raises(ValueError, match="names no concepts and styles"):
         open_plain(ShapesConfig(), "validation", 16)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_at_once(
+    everything: Drawings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would train to the end, and its weights be refused."""
+    monkeypatch.setattr("dalle.apps.judging.train._load_all", lambda drawings: torch.zeros(len(drawings), 3, 64, 64))
+    monkeypatch.setattr("dalle.apps.judging.train.augment", lambda images, generator: images + float("nan"))
+    steps: list[int] = []
+    with pytest.raises(ValueError, match="the loss is nan in step 0: give a lower lr than 0.5"):
+        train_judge(everything, JudgeOptions(batch_size=2, lr=0.5), progress=lambda step, loss: steps.append(step))
+    assert not steps

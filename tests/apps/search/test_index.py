@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -258,6 +259,33 @@ def test_damaged_indexes_are_refused(index: ImageIndex, tmp_path: Path) -> None:
         damage(folder)
         with pytest.raises(ValueError, match=message):
             ImageIndex(folder)
+
+
+def test_any_wrong_value_in_the_manifest_is_a_line_that_names_it(index: ImageIndex, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(index.folder, folder)
+    file = folder / store.NAME
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    assert store.read_manifest(folder) == index.manifest
+    wrong: dict[str, tuple] = {
+        "clip": (3, None, []),
+        "clip_hash": (3, None, {}),
+        "dimensions": ("many", None, 0, -1, 2.5, True, [8], 10**30),
+        "images": ("many", None, -1, True, {}),
+        "sources": (None, "many", 3, {}, [3], [None], [{}], [{"path": 3}], [{"path": "a", "split": None}]),
+        "table": (None, "many", [], ["a"], ["a", "b"], [1, 2], ["a", 1, 2], {"a": 1}),
+        "near": ("many", 3, ["a"], ["a", "b"], {}),
+        "generation": ("many", None, -1, True),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            file.write_text(json.dumps(whole | {name: value}), encoding="utf-8")
+            with pytest.raises(ValueError, match=r"index.json is damaged \(.*\): remove") as caught:
+                store.read_manifest(folder)
+            assert "\n" not in str(caught.value), (name, value)
+        file.write_text(json.dumps({key: value for key, value in whole.items() if key != name}), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"index.json is damaged \(.*missing\)"):
+            store.read_manifest(folder)
 
 
 def test_index_of_one_image_of_one_pixel(clip: CLIP, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dalle.apps.clip_report import Source
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.confusion import confusion_image
@@ -101,6 +102,14 @@ def test_sources_without_labels_are_refused(tiny_clip: CLIP, photos: Path, tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no images"):
         open_labeled_images(str(tmp_path / "empty"))
+    for name in ("split", "image"):
+        with pytest.raises(ValueError, match=f"{name}=x is for tables and data sets of the hub, and the subfolders of"):
+            open_labeled_images(str(photos), **{name: "x"})
+    with pytest.raises(ValueError, match="image=x is a column of a table, and emoji are none"):
+        open_labeled_images("emoji", image="x")
+    for name in ("image", "caption"):
+        with pytest.raises(ValueError, match=f"{name}=x is a column of a table, and emoji are none"):
+            Source("emoji", **{name: "x"})
 
 
 @pytest.mark.parametrize("classes", [2, 8, 300])

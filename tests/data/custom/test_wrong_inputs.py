@@ -42,7 +42,14 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
     parquet.write_table(pyarrow.table({"image": [b""], "text": ["x"]})[:0], tmp_path / "none.parquet")
     with tarfile.open(tmp_path / "bare.tar", "w") as tar:
         add(tar, "a.txt", b"x")
+    (tmp_path / "damaged").mkdir()
+    table = pyarrow.table({"file_name": [f"{number}.png" for number in range(99)], "text": ["word"] * 99})
+    parquet.write_table(table, tmp_path / "damaged/metadata.parquet")
+    with (tmp_path / "damaged/metadata.parquet").open("r+b") as file:  # inside: its head and footer are whole
+        file.seek(4)
+        file.write(b"\xff" * 200)
     return {
+        "damaged": "metadata.parquet is not a complete Parquet file",
         "nowhere": "no such file or folder",
         "nowhere/at/all": "no such file or folder",
         "none-*.tar": "no file matches data.path",

@@ -28,7 +28,7 @@ from dalle.data.drawings.captions import (
     mirror_concept,
 )
 from dalle.data.drawings.composition import blends_in, clamp_inside, paint, place_alone, scene_boxes
-from dalle.data.drawings.render import Raster, Vector
+from dalle.data.drawings.render import Vector
 from dalle.data.drawings.sets import DRAWINGS as ROOT
 from dalle.data.drawings.sets import read_set
 
@@ -453,20 +453,6 @@ def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
         DrawingsDataset(DrawingsConfig(root=tmp_path, sets=("icons",)), "train", SIDE)
 
 
-def test_truncated_table_is_refused(tmp_path: Path) -> None:
-    whole = (ROOT / "emoji/concepts/concepts.parquet").read_bytes()
-    (tmp_path / "emoji/concepts").mkdir(parents=True)
-    (tmp_path / "emoji/concepts/concepts.parquet").write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match="is not a complete file of the data set") as caught:
-        DrawingsDataset(DrawingsConfig(root=tmp_path), "train", SIDE)
-    assert "\n" not in str(caught.value)
-
-
-def test_undecodable_image_is_a_bad_record() -> None:
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        Raster(b"RIFF no image").render(64)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -478,7 +464,10 @@ def test_undecodable_image_is_a_bad_record() -> None:
         {"weights": (1.0,)},
         {"weights": (1.0, float("nan"))},
         {"weights": (1.0, 0.0)},
+        {"weights": (1e-6, 1000.0)},  # a thousand million slots
+        {"weights": (1e-300, 1000.0)},
         {"languages": ()},
+        {"languages": ("en", "en")},
         {"scenes": 1.5},
         {"inks": -0.1},
         {"flips": float("nan")},

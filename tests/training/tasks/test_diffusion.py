@@ -269,6 +269,7 @@ def test_gaussian_blur_equals_the_kernel_sum() -> None:
     [
         (DECODER, {}, "clip is missing"),
         (DECODER, {"clip": "x", "embedding_dropout": 0.0}, "guidance needs embeddings that were dropped"),
+        (DECODER, {"clip": "x", "embedding_dropout": 1.0}, "no embedding would be learned"),
         (DECODER, {"clip": "x", "caption_dropout": 2.0}, "caption_dropout is 2.0"),
         (DECODER, {"clip": "x", "snr_gamma": 0.0}, "snr_gamma is 0"),
         (

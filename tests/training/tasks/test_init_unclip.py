@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,20 @@ def test_parts_that_do_not_fit_give_a_one_line_error(
     AcceleratorState._reset_state()
     assert train.main([recipe(tmp_path, Path(clip), "prior")]) == 2
     assert "is of stage 'clip'" in capsys.readouterr().err
+
+
+def test_damaged_parts_are_not_trained_on(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part, stage in (("prior", "prior"), ("decoder", "diffusion")):
+        damaged = Path(shutil.copytree(folders[part], tmp_path / part))
+        content = bytearray((damaged / "model.safetensors").read_bytes())
+        content[-5] ^= 1
+        (damaged / "model.safetensors").write_bytes(content)
+        AcceleratorState._reset_state()
+        assert train.main([recipe(tmp_path, damaged, stage)]) == 2
+        error = capsys.readouterr().err
+        assert f"{damaged} is damaged or was changed" in error and error.count("\n") == 1, error
 
 
 def test_clip_without_image_tower_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_prior_learns_from_captions(clip: str, tmp_path: Path) -> None:
         ("statistics_images=1", "statistics_images is 1"),
         ("model.kind=linear", "model.kind"),
         ("sampling.guidance=2 caption_dropout=0", "guidance needs captions that were dropped"),
+        ("sampling.guidance=2 caption_dropout=1", "no caption would be learned"),
         ("run.keep_best=psnr", "psnr"),
     ],
 )
