@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dalle.apps.judging import scenes
 from dalle.apps.judging.cache import cached_tensors
@@ -90,8 +92,6 @@ class SampleEvaluation:
         self.pipe, self.judge, self.network, self.data, self.options = pipe, judge, features, data, options
         self.scorer, self.progress = scorer, progress
         self.training = open_plain(data, "train", pipe.image_size)
-        tensors = self._training_features()
-        self.training_small, self.training_features = tensors["small"], tensors["features"]
 
     def evaluate_split(self, name: str, language: str = "en") -> Rows:
         """Metrics of samples for captions of a split, and of the baselines; writes sheets of both.
@@ -114,7 +114,7 @@ class SampleEvaluation:
         for title, image_set in image_sets.items():
             features = self._features(image_set.images)
             neighbors[title] = nearest_neighbors(
-                image_set.images, features, self.training_small, self.training_features
+                image_set.images, features, self._known["small"], self._known["features"]
             )
             metrics: dict[str, float | None] = {"images": len(image_set.images)}
             metrics |= rank_metrics(self.judge.ranks(image_set.images, [targets[i] for i in image_set.prompts]))
@@ -197,14 +197,16 @@ class SampleEvaluation:
         features = self._features(decode_images(self.pipe, codes.flatten(0, 1)))
         return diversity(features.view(*codes.shape[:2], -1))
 
-    def _training_features(self) -> dict[str, Tensor]:
-        """Training images at 32x32 ("small") and their features; cached, as 10,000 images take a minute."""
+    @cached_property
+    def _known(self) -> dict[str, Tensor]:
+        """Training images at 32x32 ("small") and their "features"; kept in a file, as 10,000 images take minutes."""
         key = json.dumps([to_dict(self.data), self.pipe.image_size, len(self.training)], default=str)
         file = self.options.out / f"training-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             small, features = [], []
-            for first in range(0, len(self.training), _BATCH):
+            bar = tqdm(range(0, len(self.training), _BATCH), "features of training images", disable=None, leave=False)
+            for first in bar:
                 images = load_images(self.training, range(first, min(first + _BATCH, len(self.training))))
                 small.append(downsample(images))
                 features.append(self._features(images))
