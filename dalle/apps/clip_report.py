@@ -17,7 +17,7 @@ from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.data import DrawingsConfig, PairDataset, open_data
 from dalle.data.custom.config import CustomConfig
-from dalle.data.labeled import EMOJI, LabeledImages, open_labeled_images
+from dalle.data.labeled import EMOJI, LabeledImages, check_no_columns, open_labeled_images
 from dalle.data.loader import evaluation_batches
 from dalle.device import device_of
 from dalle.evaluation import metrics
@@ -52,11 +52,7 @@ class Source:
     split: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image", "caption"):
-            if self.path == EMOJI and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is a column of a table, and emoji are none: leave it out"
-                )
+        check_no_columns(self.path, image=self.image, caption=self.caption)
 
     def labeled(self) -> LabeledImages:
         """Its images with their classes.

@@ -60,10 +60,7 @@ def save(
             shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("README.md", "*.png"))
             recorded[name] = {"path": name, "sha256": folder_hash(new / name)}
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
-        if card is not None:
-            (new / "README.md").write_text(card, encoding="utf-8")
-        elif (folder / "README.md").is_file():
-            shutil.copy(folder / "README.md", new / "README.md")
+        write_card(new, card, folder)
 
 
 def _write(
@@ -78,6 +75,14 @@ def _write(
         write_tensors(tensors, new / WEIGHTS, storage, finite=True, progress=progress)
     except NotFiniteError as error:
         raise NotFiniteError(f"{folder} is not written: {error}") from None
+
+
+def write_card(folder: Path, card: str | None, replaced: Path) -> None:
+    """Write the README.md of a model folder: the text `card`, or if that is None the one of the folder it replaces."""
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    elif (replaced / "README.md").is_file():
+        shutil.copy(replaced / "README.md", folder / "README.md")
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

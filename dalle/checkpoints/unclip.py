@@ -70,8 +70,11 @@ class UnCLIPParts:
 
 def assemble(
     out: Path, prior: str | Path, decoder: str | Path, upsampler: str | Path | None = None, card: str | None = None
-) -> None:
+) -> bool:
     """Write the folder of an unCLIP from those of its parts; of one that is there already the README.md is kept.
+
+    Returns:
+        Whether an unCLIP that was there is replaced.
 
     Raises:
         ValueError: a part is something else, prior and decoder are of different CLIPs, the upsampler does not begin
@@ -80,7 +83,7 @@ def assemble(
     sources = {"prior": prior, "decoder": decoder} | ({} if upsampler is None else {"upsampler": upsampler})
     folders = {name: _opened(source) for name, source in sources.items()}
     clip = _checked(folders)
-    _check_target(out, folders.values())
+    replaced = _check_target(out, folders.values())
     with atomic_folder(out) as new:
         # Cards and pictures are of the parts alone, and would describe another model here
         shutil.copytree(clip.path, new / "clip", ignore=shutil.ignore_patterns("README.md", "*.png"))
@@ -92,14 +95,12 @@ def assemble(
                 model_folder.write_config(new / name, folder.config | shared)
             recorded[name] = {"path": name, "sha256": ModelFolder(new / name).sha256}
         model_folder.write_config(new, {"stage": "unclip", "model": {}, "parts": recorded})
-        if card is not None:
-            (new / "README.md").write_text(card, encoding="utf-8")
-        elif (out / "README.md").is_file():
-            shutil.copy(out / "README.md", new / "README.md")
+        model_folder.write_card(new, card, out)
+    return replaced
 
 
-def _check_target(out: Path, parts: Iterable[ModelFolder]) -> None:
-    """Refuse to replace anything but an unCLIP, such as one of the parts, which took long to train."""
+def _check_target(out: Path, parts: Iterable[ModelFolder]) -> bool:
+    """Whether an unCLIP is there; anything else is not replaced, such as one of the parts, which took long to train."""
     place = out.resolve()
     for part in parts:
         source = part.path.resolve()
@@ -107,9 +108,10 @@ def _check_target(out: Path, parts: Iterable[ModelFolder]) -> None:
         if place == source or place in source.parents or source in place.parents:
             raise ValueError(f"{out} is, or holds, or lies in {part.path}, a part that is copied: give another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+        return False
     if not (out / "config.yaml").is_file() or read_config(out).get("stage") != "unclip":
         raise ValueError(f"{out} is there already and is no unCLIP, so it is not replaced: give another folder")
+    return True
 
 
 def load_unclip(

@@ -36,7 +36,6 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.files import check_folder
 
     check_folder(args.out, "OUT")
-    replaced = args.out.is_dir() and any(args.out.iterdir())
-    assemble(args.out, args.prior, args.decoder, args.upsampler)
+    replaced = assemble(args.out, args.prior, args.decoder, args.upsampler)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB{', in place of the unCLIP that was there' if replaced else ''}")

@@ -70,6 +70,17 @@ class LabeledPairs:
         yield from self.data.labels
 
 
+def check_no_columns(source: str, **columns: str | None) -> None:
+    """Refuse columns that are named of the emoji, which are no table.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, column in columns.items():
+        if source == EMOJI and column is not None:
+            raise ValueError(f"{name}={column} is a column of a table, and emoji are none: leave it out")
+
+
 def open_labeled_images(
     source: str, by: str | None = None, split: str | None = None, image: str | None = None
 ) -> LabeledImages:
@@ -86,8 +97,7 @@ def open_labeled_images(
     Raises:
         ValueError: the source does not exist, or it has no classes; or an option is for another kind of source.
     """
-    if source == EMOJI and image is not None:
-        raise ValueError(f"image={image} is a column of a table, and emoji are none: leave it out")
+    check_no_columns(source, image=image)
     if source == EMOJI:
         return _emoji(by or "style", split or "test_pair")
     folder = Path(source).expanduser()

@@ -66,8 +66,10 @@ def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
     cell = _cell(rows)
     columns = min(_COLUMNS, max(len(images) for _, images, _ in rows))
     width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)  # room for a label above one small image
-    labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, first)]
-    _warn_of_fonts([label for label, _, _ in rows])
+    texts = [_shown(label) for label, _, _ in rows]
+    fonts = {text: font_for(text, _TEXT) for text in texts if text}
+    _warn_of_fonts([text for text, font in fonts.items() if font is None])
+    labels = [_label(text, fonts.get(text), number, width - 2 * _GAP) for number, text in enumerate(texts, first)]
     wrapped = [-(-len(images) // _COLUMNS) for _, images, _ in rows]  # lines of images in each row
     height = _GAP + sum(
         len(lines) * _LINE + count * (cell + _LINE) + _GAP for (lines, _), count in zip(labels, wrapped, strict=True)
@@ -136,10 +138,8 @@ def _cell(rows: Sequence[Row]) -> int:
     return side * max(1, _CELL // side)  # by a whole factor
 
 
-def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
-    """A label wrapped to lines of at most `width` pixels, and its font."""
-    text = _shown(text)
-    font = font_for(text, _TEXT) if text else None
+def _label(text: str, font: Font | None, number: int, width: int) -> tuple[list[str], Font]:
+    """A label wrapped to lines of at most `width` pixels, and its font; without a font the number of the row."""
     if font is None:
         return [f"prompt {number}" if text else f"prompt {number} (empty)"], _latin(_TEXT)
     lines = [""]
@@ -160,9 +160,8 @@ def _shown(text: str) -> str:
 def _warn_of_fonts(labels: Sequence[str]) -> None:
     """Log what no font has glyphs for: one line for all labels that lack the same one."""
     lacking: dict[str, list[str]] = {}
-    for text in dict.fromkeys(map(_shown, labels)):
-        if text and font_for(text, _TEXT) is None:
-            lacking.setdefault(_font_hint(text), []).append(text)
+    for text in labels:
+        lacking.setdefault(_font_hint(text), []).append(text)
     for hint, texts in lacking.items():
         more = f" and {len(texts) - 1} more" * (len(texts) > 1)
         rows = "their rows of the grid are" if more else "its row of the grid is"

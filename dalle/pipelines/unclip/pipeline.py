@@ -248,16 +248,17 @@ class UnCLIP(EmbeddingDecoder):
             progress: called after each diffusion step.
             finished: called with the images of each batch.
         """
-        check_edit(image, theta)
+        check_images(image=image)
         check_count("frames", frames)
         check_seed(seed)
         for text in (before, after):
             check_text(text, "text")
-        thetas = list(theta) if isinstance(theta, Sequence) else [theta]
+        thetas = list(theta) if isinstance(theta, Sequence) and not isinstance(theta, str) else [theta]
         check_count("the number of thetas", len(thetas))
         if frames > 1 and len(thetas) > 1:
             raise ValueError(f"frames is {frames} with {len(thetas)} thetas: frames lie between 0 and one theta")
         for strength in thetas:
+            check_number("theta", strength)
             check_theta(strength)  # before the work, and not a fraction of it that belongs to a frame
         if frames > 1:
             thetas = [thetas[0] * frame / (frames - 1) for frame in range(frames)]
@@ -285,10 +286,3 @@ class UnCLIP(EmbeddingDecoder):
         pixels = square_tensor(image, self.image_size).to(self.device)
         white = inpaint_pixels(mask, self.image_size).to(self.device)
         return Inpainting(pixels, white, 1 if resample is None else resample)
-
-
-def check_edit(image: Any, theta: Any) -> None:
-    """Refuse what is no image, and strengths that are no numbers; their range is checked where they are used."""
-    check_images(image=image)
-    for strength in theta if isinstance(theta, Sequence) and not isinstance(theta, str) else [theta]:
-        check_number("theta", strength)

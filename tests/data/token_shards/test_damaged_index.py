@@ -15,19 +15,9 @@ import pytest
 from dalle.data import open_data
 from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.data.token_shards.files import ShardIndex, existing_shard, write_index, write_shard
-from dalle.data.token_shards.provenance import TokenProvenance
+from support.provenance import token_provenance
 
-MADE = TokenProvenance(
-    image_tokenizer="x",
-    codebook_size=9,
-    grid=(1, 2),
-    data={},
-    records="",
-    seed=0,
-    views=1,
-    mirror=False,
-    shard_images=4,
-)
+MADE = token_provenance(codebook_size=9, shard_images=4)
 OTHERS = (None, "many", "", -1, 0, 1, 2.5, True, 10**30, 10**12, [], [[]], {}, {"a": 1})
 ABSENT = object()
 

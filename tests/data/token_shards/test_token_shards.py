@@ -26,6 +26,7 @@ from dalle.data.token_shards.encoders import token_encoder
 from dalle.data.token_shards.files import ShardIndex
 from dalle.data.token_shards.provenance import TokenProvenance
 from dalle.image_tokenizers import ImageTokenizer
+from support.provenance import token_provenance
 from support.tiny_model import CODES, GRID, IMAGE_SIZE
 
 COUNT = 60
@@ -323,17 +324,7 @@ def test_unfinished_or_foreign_shard_folders_are_refused(large: Path, tmp_path: 
 def test_codes_beyond_16_bits_are_stored(tmp_path: Path) -> None:
     from dalle.data.token_shards.files import read_group, write_shard
 
-    provenance = TokenProvenance(
-        image_tokenizer="x",
-        codebook_size=70_000,
-        grid=(1, 2),
-        data={},
-        records="",
-        seed=0,
-        views=1,
-        mirror=False,
-        shard_images=8,
-    )
+    provenance = token_provenance(codebook_size=70_000, shard_images=8)
     columns = {"key": ["a"], "view": [0], "mirrored": [False], "captions": [["रातो"]]}
     write_shard(tmp_path / "a.parquet", columns, np.array([[69_999, 3]]), provenance, [])
     assert read_group(tmp_path / "a.parquet", 0, 1, provenance).values.tolist() == [[69_999, 3]]
