@@ -56,7 +56,8 @@ class SampleFiles:
                 score = None if result.scores is None else result.scores[rank]
                 texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
                 write_png(image, self.folder / name, texts)
-                images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
+                agreed = {} if result.agreement is None else {"agreement": result.agreement[rank]}
+                images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score, **agreed})
         finally:  # at an interrupt or on a full disk, too: each image that is written has its line
             if images:
                 self._append_scores(images, scored=result.scores is not None)

@@ -33,11 +33,16 @@ def sample_prompts(settings: SampleConfig, run: SampleFiles, generate: Callable[
                 # Candidate i has seed + i, however they are split: parts give the same images as one batch
                 (part,) = generate([prompt], min(most, n - first), None, settings.seed + first)
                 found = part if found is None else found.merged([found, part])
-                if settings.keep is not None and settings.keep < len(found.images):
-                    found = found.best(settings.keep, settings.distinct)
+                if not found.weight:  # else those that are left out count, too: all are kept in memory
+                    found = _best(found, settings)
         finally:  # at an interrupt, too
             if found is not None:
-                run.add(found.best(len(found.images)))
+                run.add(_best(found, settings))
+
+
+def _best(found: Result, settings: SampleConfig) -> Result:
+    """The images to keep, or all where there are fewer."""
+    return found.best(min(settings.keep or settings.n, len(found.images)), settings.distinct)
 
 
 def progress_bar(unit: str) -> Any:

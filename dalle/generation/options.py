@@ -43,7 +43,7 @@ COLDEST = 1e-9
 
 @config
 class SamplingConfig:
-    """How a token is sampled from logits: the only declaration of the sampling options."""
+    """How tokens are sampled from logits and candidates chosen: the only declaration of the sampling options."""
 
     guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] = 1.0
     """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety; 1 is off."""
@@ -55,6 +55,9 @@ class SamplingConfig:
     """Sample from the k most likely codes only; null, or the size of the codebook: from all."""
     top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     """Sample from the most likely codes that together have this probability, in (0, 1]; null or 1: from all."""
+    agreement: Annotated[float, Range(0, ceiling=10**6, hint="0 chooses by CLIP alone")] = 0.0
+    """Of several candidates, choose by CLIP's score plus this times their agreement, minus the mean distance (RMSE in
+    [0, 1], of thumbnails) to the other candidates: mistakes are rarely drawn twice; 0 is off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
@@ -71,6 +74,8 @@ class SamplingConfig:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1 (omit it to keep all codes)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.agreement < float("inf"):
+            raise ValueError(f"agreement is {self.agreement}; it must be 0 (choose by CLIP alone) or more")
 
     def updated(self, **given: float | int | None) -> SamplingConfig:
         """A copy with these options, except those that are None.

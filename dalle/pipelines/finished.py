@@ -41,7 +41,8 @@ def finished(tokenizer: ImageTokenizer, clip: CLIP | None, codes: Tensor, reques
         start = part.stop
         # A request is scored as a whole or not at all
         own_scores = [value for value in scores[part] if value is not None] or None
-        results.append(Result(request.prompt, decoded[part], own_scores, codes[part].cpu(), list(request.seeds)))
+        weight, own_codes, seeds = request.sampling.agreement, codes[part].cpu(), list(request.seeds)
+        results.append(Result(request.prompt, decoded[part], own_scores, own_codes, seeds, weight))
     return results
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dalle.generation.rerank import best
+from dalle.pipelines.thumbnails import agreement, distinct_first, thumbnails
 
-_COMPARED, _NEAR = 16, 12.0  # near-duplicates: RMSE of at most 12 of 255 between images shrunk to 16x16 (docs/log.md)
-_LOSS = 0.15  # share of the best score that an image may lack to be preferred to a near-duplicate of a better one
+_LOSS = 0.1  # share of the best rating that an image may lack to be preferred to a near-duplicate of a better one
 
 
 @dataclass(frozen=True)
 class Result:
-    """The images of one prompt, in the order of their seeds; after `best`, those with the highest scores first.
+    """The images of one prompt, in the order of their seeds; after `best`, those with the highest ratings first.
 
     Attributes:
         prompt: the prompt.
@@ -26,6 +25,9 @@ class Result:
         scores: CLIP's cosine similarity of each image with the prompt, or a SigLIP's probability; None if not scored.
         codes: int64 [K, h, w] on the CPU; None from a diffusion model.
         seeds: seed of each image, which generates it again alone (`seed=..., n=1`).
+        weight: of the agreement in the rating of an image, the option `agreement` of `SamplingConfig`.
+        agreement: how well each image agrees with the other candidates, in [-1, 0] (`thumbnails.agreement`); None
+            before `best`, and where it has no weight or nothing is scored.
     """
 
     prompt: str
@@ -33,6 +35,8 @@ class Result:
     scores: list[float] | None
     codes: Tensor | None
     seeds: list[int]
+    weight: float = 0.0
+    agreement: list[float] | None = None
 
     @classmethod
     def merged(cls, parts: Sequence[Result]) -> Result:
@@ -45,22 +49,33 @@ class Result:
             scores=scores or None,
             codes=torch.cat(codes) if codes else None,
             seeds=[seed for part in parts for seed in part.seeds],
+            weight=parts[0].weight,  # agreement with all candidates is not known yet
         )
 
     def best(self, keep: int, distinct: bool = False) -> Result:
-        """The `keep` images with the highest scores, best first; without scores the first ones.
+        """The `keep` images with the highest ratings, best first; without scores the first ones.
+
+        The rating of an image is its score, plus `weight` times its agreement with all candidates of this result. What
+        `best` returns keeps the agreement with those that are left out.
 
         Args:
             keep: number of images.
-            distinct: skip near-duplicates of images with a higher score, as long as there are others with at least 85 %
-                of the best score.
+            distinct: skip near-duplicates of images with a higher rating, as long as there are others with at least
+                90 % of the best one.
         """
-        order = list(range(len(self.images))) if self.scores is None else best(self.scores)
-        if distinct and keep < len(order):
-            # Of negative scores, too, the best less a share of its size
-            least = -float("inf") if self.scores is None else self.scores[order[0]] - _LOSS * abs(self.scores[order[0]])
-            good = [i for i in order if self.scores is None or self.scores[i] >= least]
-            chosen = distinct_first(self.images, good, keep)
+        agreed = self.agreement
+        chooses = distinct and keep < len(self.images)
+        weighs = self.scores is not None and self.weight > 0 and agreed is None
+        small = thumbnails(self.images) if chooses or weighs else None
+        if weighs and small is not None:
+            agreed = agreement(small)
+        ratings = self._ratings(agreed)
+        order = list(range(len(self.images))) if ratings is None else best(ratings)
+        if chooses and small is not None:
+            # Of negative ratings, too, the best less a share of its size
+            least = -float("inf") if ratings is None else ratings[order[0]] - _LOSS * abs(ratings[order[0]])
+            good = [i for i in order if ratings is None or ratings[i] >= least]
+            chosen = distinct_first(small, good, keep)
             # Too few are distinct and good: the next best fill up
             rest = [i for i in order if i not in chosen][: keep - len(chosen)]
             order = [i for i in order if i in chosen or i in rest]  # best first again
@@ -71,29 +86,11 @@ class Result:
             scores=None if self.scores is None else [self.scores[i] for i in order],
             codes=None if self.codes is None else self.codes[order],
             seeds=[self.seeds[i] for i in order],
+            weight=self.weight,
+            agreement=None if agreed is None else [agreed[i] for i in order],
         )
 
-
-def distinct_first(images: Sequence[Image.Image], order: Sequence[int], keep: int) -> list[int]:
-    """Choose the first images that are no near-duplicates of those chosen before.
-
-    Args:
-        images: images of one size.
-        order: indices of those to choose from, best first.
-        keep: number of indices wanted.
-
-    Returns:
-        At most `keep` indices, in the order given.
-    """
-    small: list[np.ndarray] = []
-    chosen: list[int] = []
-    for index in order:
-        if len(chosen) == keep:
-            break
-        # Shrunk, so that an outline that has moved by a pixel does not count
-        shrunk = images[index].convert("RGB").resize((_COMPARED, _COMPARED), Image.Resampling.BOX)
-        pixels = np.asarray(shrunk, dtype=np.float32)
-        if all(np.sqrt(np.mean((pixels - other) ** 2)) > _NEAR for other in small):
-            small.append(pixels)
-            chosen.append(index)
-    return chosen
+    def _ratings(self, agreed: list[float] | None) -> list[float] | None:
+        if self.scores is None or agreed is None:
+            return self.scores
+        return [score + self.weight * own for score, own in zip(self.scores, agreed, strict=True)]

@@ -398,13 +398,16 @@ def test_sigterm_keeps_finished_images(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("agreement", ["0", "0.5"])
 def test_interrupted_prompt_keeps_its_finished_candidates(
-    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, agreement: str
 ) -> None:
     """Of 70 candidates in parts of 32, Ctrl-C comes in the third; uninterrupted, parts change nothing."""
     command = ["a dog", "--n", "70", "--keep", "3", "--seed", "5", "--no-distinct", "--model", str(tiny_model)]
+    command += ["--agreement", agreement]
     assert sample.main(command) == 0
-    (expected,) = TextToImage.from_pretrained(tiny_model, device="cpu")("a dog", n=70, keep=3, seed=5, distinct=False)
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    (expected,) = pipe("a dog", n=70, keep=3, seed=5, distinct=False, agreement=float(agreement))
     content = json.loads((here / "outputs" / "a-dog-5" / "scores.json").read_text())
     assert [one["seed"] for one in content["images"]] == expected.seeds
     draw, seeds = TextToImage.__call__, []
@@ -420,7 +423,7 @@ def test_interrupted_prompt_keeps_its_finished_candidates(
     assert "stopped; finished images: outputs/a-dog-5-2/grid.png" in capsys.readouterr().err
     content = json.loads((here / "outputs" / "a-dog-5-2" / "scores.json").read_text())
     pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
-    (expected,) = draw(pipe, "a dog", n=64, keep=3, seed=5, distinct=False)
+    (expected,) = draw(pipe, "a dog", n=64, keep=3, seed=5, distinct=False, agreement=float(agreement))
     assert [one["seed"] for one in content["images"]] == expected.seeds
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle.pipelines.result import Result, distinct_first
+from dalle.pipelines.result import Result
+from dalle.pipelines.thumbnails import distinct_first, thumbnails
 
 
 def picture(seed: int, noise: float = 0.0) -> Image.Image:
@@ -25,13 +26,13 @@ A, A2, A3, B, C = picture(0), picture(0, 9), picture(0, 20), picture(1), picture
 def test_duplicates_come_last_in_stable_order(keep: int, expected: list[int]) -> None:
     whole = Result("a", [A, A2, B, A3, C], None, None, [0, 1, 2, 3, 4])
     assert whole.best(keep, distinct=True).seeds == expected
-    assert distinct_first(whole.images, range(5), keep) == [0, 2, 4][:keep]
+    assert distinct_first(thumbnails(whole.images), range(5), keep) == [0, 2, 4][:keep]
 
 
 def test_distinct_keeps_different_images_of_similar_score() -> None:
     """But none whose score is far below the best: rather the same bicycle twice than a bicycle and a blot."""
-    whole = Result("a", [A, B, A2, C], [0.88, 0.8, 0.9, 0.7], None, [1, 2, 3, 4])
+    whole = Result("a", [A, B, A2, C], [0.88, 0.82, 0.9, 0.75], None, [1, 2, 3, 4])
     assert whole.best(2).seeds == [3, 1] and whole.best(2, distinct=True).seeds == [3, 2]
     assert whole.best(3, distinct=True).seeds == [3, 1, 2]
-    parts = [Result("a", [A, B], [0.88, 0.8], None, [1, 2]), Result("a", [A2, C], [0.9, 0.7], None, [3, 4])]
+    parts = [Result("a", [A, B], [0.88, 0.82], None, [1, 2]), Result("a", [A2, C], [0.9, 0.75], None, [3, 4])]
     assert Result.merged(parts) == whole

@@ -27,21 +27,21 @@ class Candidates:
 
     Attributes:
         codes: int64 [P, n, h, w]; candidate 0 is what n = 1 samples.
-        scores: float32 [P, n], by the CLIP that ranks; None without one.
+        ranked_first: int64 [P], the candidate that the pipeline ranks first; None without a CLIP.
     """
 
     codes: Tensor
-    scores: Tensor | None
+    ranked_first: Tensor | None
 
     def first(self) -> Tensor:
         """The codes of candidate 0, [P, h, w]."""
         return self.codes[:, 0]
 
     def best(self) -> Tensor | None:
-        """The codes of the candidates with the highest scores, [P, h, w]; None without a CLIP."""
-        if self.scores is None:
+        """The codes of the candidates that the pipeline ranks first, [P, h, w]; None without a CLIP."""
+        if self.ranked_first is None:
             return None
-        return self.codes[torch.arange(len(self.codes)), self.scores.argmax(1)]
+        return self.codes[torch.arange(len(self.codes)), self.ranked_first]
 
 
 def sample_candidates(
@@ -70,8 +70,8 @@ def sample_candidates(
         if progress is not None:
             progress(len(group))
     codes = torch.cat([part["codes"] for part in parts]).long()
-    has_scores = all("scores" in part for part in parts)
-    return Candidates(codes, torch.cat([part["scores"] for part in parts]) if has_scores else None)
+    ranked = all("ranked_first" in part for part in parts)
+    return Candidates(codes, torch.cat([part["ranked_first"] for part in parts]).long() if ranked else None)
 
 
 @torch.no_grad()
@@ -83,20 +83,19 @@ def decode_images(pipe: TextToImage, codes: Tensor) -> Tensor:
 
 
 def _sample(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) -> dict[str, Tensor]:
-    """Codes int32 [P, n, h, w] and, with a CLIP, scores [P, n], in the order of the seeds."""
-    codes, scores = [], []
+    """Codes int32 [P, n, h, w] in the order of the seeds and, with a CLIP, which are ranked first, int32 [P]."""
+    codes, first = [], []
     for result in pipe(prompts, n=candidates, seed=seed):
         assert result.codes is not None
-        order = torch.tensor(result.seeds).argsort()  # results are ordered by score
+        order = torch.tensor(result.seeds).argsort()  # results are ordered by their ranking
         codes.append(result.codes[order].int())
-        if result.scores is not None:
-            scores.append(torch.tensor(result.scores)[order])
+        first.append(result.seeds[0] - seed)
     tensors = {"codes": torch.stack(codes)}
-    return tensors | {"scores": torch.stack(scores)} if scores else tensors
+    return tensors if pipe.clip is None else tensors | {"ranked_first": torch.tensor(first, dtype=torch.int32)}
 
 
 def _cache_key(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) -> str:
-    """Hash of everything that candidates and their scores depend on."""
+    """Hash of everything that candidates and their ranking depend on."""
     ranked_by = None if pipe.clip is None else fingerprint(pipe.clip)
     content = [pipe.model_hash, to_dict(pipe.sampling), ranked_by, prompts, candidates, seed]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]

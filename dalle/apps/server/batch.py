@@ -185,6 +185,7 @@ def _one(result: Result, place: int) -> Result:
         None if result.scores is None else [result.scores[place]],
         None if result.codes is None else result.codes[place : place + 1],
         [result.seeds[place]],
+        result.weight,
     )
 
 

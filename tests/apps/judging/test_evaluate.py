@@ -40,7 +40,7 @@ def test_candidates_are_cached_and_equal_the_pipelines(tiny_model: Path, tmp_pat
     pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     prompts = ["a red heart", "two green stars", "a blue circle"]
     made = sample_candidates(pipe, prompts, 4, tmp_path, seed=5)
-    assert made.codes.shape == (3, 4, 4, 4) and made.scores is not None
+    assert made.codes.shape == (3, 4, 4, 4) and made.ranked_first is not None
     best = made.best()
     assert best is not None
     for row, result in enumerate(pipe(prompts, n=4, seed=5)):

@@ -46,7 +46,7 @@ def noise(mode: str = "RGB") -> Image.Image:
 
 @pytest.mark.parametrize("body", [GenerationBody, EditBody, VariationBody])
 def test_bodies_take_every_sampling_option(body: type[ImagesBody]) -> None:
-    given = {"guidance": 3.0, "guidance_until": 4, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    given = {"guidance": 3.0, "guidance_until": 4, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "agreement": 0.5}
     assert given.keys() == {one.name for one in fields(SamplingConfig)}
     assert body.model_validate({"prompt": "a", **given}).sampling() == given
     assert body.model_validate({"prompt": "a", "top_k": 7}).sampling() == {"top_k": 7}

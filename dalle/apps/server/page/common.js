@@ -1,6 +1,6 @@
 // What all parts of the page share. It talks to /v1 of the server that it came from, and to no other.
 export const $ = (id) => document.getElementById(id);
-export const SAMPLING = ["guidance", "guidance_until", "temperature", "top_k", "top_p"];
+export const SAMPLING = ["guidance", "guidance_until", "temperature", "top_k", "top_p", "agreement"];
 export const BROKEN_OFF = "The server broke off before it was done: try again.";  // a proxy may end a stream as if it were whole
 export const shared = { model: null };  // entry of /v1/models
 
