@@ -57,6 +57,11 @@ def _run(args: argparse.Namespace) -> None:
             f"{args.config} is of stage {recipe.stage}, and only stages dalle, prior and diffusion can be planned: "
             "`python -m dalle find-batch` measures what fits on this machine"
         )
+    if recipe.grpo is not None:
+        raise ValueError(
+            "grpo draws images in each step, which cannot be planned: set grpo=null for the training before it, or let "
+            "`python -m dalle find-batch` measure what fits on this machine"
+        )
     print(report(plan(recipe, cluster), recipe))
 
 

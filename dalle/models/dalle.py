@@ -134,6 +134,12 @@ class DALLE(TokenEmbeddings):
         text_nats, image_nats, _ = self.token_losses_and_predictions(text, image_ids)
         return text_nats, image_nats
 
+    def image_losses(self, text: Tensor, image_ids: Tensor) -> Tensor:
+        """Cross-entropy of each image token, in nats, in float32, [B, N]; the text's is not computed."""
+        prefix = captions.prefix(text, self.config)
+        image, _ = self._heads(self._hidden(prefix, image_ids), prefix, image_ids)
+        return token_scores(*image).nats.view_as(image_ids)
+
     def text_losses(self, text: Tensor) -> Tensor:
         """Cross-entropy of the tokens of captions without an image, in nats, in float32; needs a text head.
 

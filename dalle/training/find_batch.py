@@ -124,7 +124,7 @@ def _largest(sizes: list[int], guess: int, fits: Callable[[int], bool]) -> int:
 
 def _first_guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
     """The size that fits according to the memory planner; the full batch for recipes that it does not cover."""
-    if not isinstance(recipe, DALLERecipe) or recipe.lora is not None:
+    if not isinstance(recipe, DALLERecipe) or recipe.lora is not None or recipe.grpo is not None:
         return sizes[-1]
     size, run = ModelSize.of(recipe.model), recipe.run
     checkpointing = recipe.model.transformer.checkpoint_activations

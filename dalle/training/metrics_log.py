@@ -16,6 +16,8 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Image tokens: nats", ("image", "image_nats")),
     ("Text tokens: nats", ("text", "text_nats")),
     ("Accuracy of codes", ("image_accuracy",)),
+    ("Reward", ("reward", "reward_text", "reward_image", "reward_pixels")),
+    ("Deviation of the rewards of a caption", ("reward_deviation",)),
     ("log² Z", ("text_z", "image_z")),
     ("Reconstruction", ("l1", "nll", "perceptual")),
     ("Codebook and KL losses", ("codebook", "kl")),

@@ -64,6 +64,17 @@ RECIPES: dict[str, dict[str, Any]] = {  # what a stage stands on (tokenizers, a 
         code_noise=0.1,
         prompts=["a red circle"],
     ),
+    "grpo": _recipe(
+        "dalle",
+        {
+            "transformer": {"width": 32, "depth": 1, "heads": 2},
+            "text_vocab": 300,
+            "text_length": 16,
+            "image_vocab": 32,
+            "grid": [16, 16],
+        },
+        grpo={"candidates": 3, "text": 0, "image": 0},
+    ),
     "prior": _recipe(
         "prior",
         {"kind": "diffusion", "schedule": _SCHEDULE, **_PRIOR},

@@ -89,12 +89,14 @@ def _recipe(stage: str, tokenizers: dict[str, str], clip: str = "") -> dict:
         return RECIPES[stage] | {"clip": clip}
     if stage == "clip":
         return CLIP | {"text_tokenizer": tokenizers["text_tokenizer"]}
-    return RECIPES[stage] | (tokenizers if stage == "dalle" else {})
+    return RECIPES[stage] | (tokenizers if stage in ("dalle", "grpo") else {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", ["vqgan", "dvae", "clip", "dalle", "prior", "prior_ar", "decoder", "upsampler"])
+@pytest.mark.parametrize(
+    "stage", ["vqgan", "dvae", "clip", "dalle", "grpo", "prior", "prior_ar", "decoder", "upsampler"]
+)
 def test_resumed_equals_uninterrupted(
     stage: str, precision: str, tokenizers: dict[str, str], clip: str, tmp_path: Path
 ) -> None:
@@ -122,7 +124,7 @@ def test_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vqgan", "dalle", "prior", "prior_ar", "decoder", "upsampler"])
+@pytest.mark.parametrize("stage", ["vqgan", "dalle", "grpo", "prior", "prior_ar", "decoder", "upsampler"])
 def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str], clip: str, tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers, clip)))
     off = _without_dropout(stage)
@@ -132,7 +134,7 @@ def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle", "prior", "prior_ar", "decoder", "upsampler"])
+@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle", "grpo", "prior", "prior_ar", "decoder", "upsampler"])
 def test_two_processes_equal_one(stage: str, tokenizers: dict[str, str], clip: str, tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers, clip)))
     off = _without_dropout(stage)
@@ -149,7 +151,10 @@ def _without_dropout(stage: str) -> list[str]:
         return []
     if stage in ("decoder", "upsampler"):
         return ["bpe_dropout=0.0"]
-    return ["bpe_dropout=0.0", *(NO_DROPOUT if stage == "dalle" else NO_DROPOUT[:1] if stage != "clip" else [])]
+    return [
+        "bpe_dropout=0.0",
+        *(NO_DROPOUT if stage in ("dalle", "grpo") else NO_DROPOUT[:1] if stage != "clip" else []),
+    ]
 
 
 def _same_run(a: Path, b: Path) -> None:

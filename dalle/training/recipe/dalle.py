@@ -12,6 +12,7 @@ from dalle.models.dalle_config import DALLEConfig
 from dalle.training.checkpoint.best import check_metric
 from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig
+from dalle.training.recipe.grpo import GRPOConfig
 from dalle.training.recipe.guidance import check_guidance
 from dalle.training.recipe.run import Resume, RunConfig
 
@@ -36,6 +37,9 @@ class DALLERecipe:
     """Train LoRA adapters only, which are merged into the weights of the model folder; null trains all weights."""
     clip: str | None = None
     """Folder of the CLIP that reranks this model's samples; copied into the model folder."""
+    grpo: GRPOConfig | None = None
+    """Policy optimization: learn from images that the model draws in each step, of `clip` and the training images; null
+    learns from the training images alone."""
     text_weight: Weight = 1 / 8
     """Weight of the text loss (section 2.2 of the DALL-E paper)."""
     image_weight: Weight = 7 / 8
@@ -73,4 +77,6 @@ class DALLERecipe:
             )
         if not self.text_weight and not self.image_weight:
             raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
+        if self.grpo is not None and self.grpo.needs_clip and self.clip is None:
+            raise ValueError("grpo rewards by a CLIP, and clip is null: give one, or set grpo.text=0 and grpo.image=0")
         check_guidance(self.sampling.guidance, "caption", self.caption_dropout)

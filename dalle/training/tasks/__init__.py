@@ -18,6 +18,7 @@ from dalle.training.tasks.base import ContrastiveTask, Phase, Samples, Task
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.tasks.diffusion import DecoderTask, UpsamplerTask
+from dalle.training.tasks.grpo import GRPOTask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from dalle.training.tasks.prior import PriorTask
 
@@ -31,7 +32,7 @@ def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | No
         ValueError: the recipe does not fit its tokenizers or CLIP, or its stage does not support sharding.
     """
     if isinstance(recipe, DALLERecipe):
-        return DALLETask(recipe, device, sharding)
+        return (DALLETask if recipe.grpo is None else GRPOTask)(recipe, device, sharding)
     if isinstance(recipe, CLIPRecipe):
         return CLIPTask(recipe, device, sharding)
     # The other stages have batch statistics or small networks, which sharding does not suit
