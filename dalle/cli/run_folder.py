@@ -18,6 +18,7 @@ from dalle.cli.sample import SampleConfig
 from dalle.files import sha256, write_text
 
 _SECONDS = 2.0  # from one look at the other processes' parts to the next
+_BEFORE = {"agreement": 0.0}  # options that older runs do not record, and what they did
 
 
 class RunFolder:
@@ -52,9 +53,10 @@ class RunFolder:
         except ValueError:
             raise ValueError(f"{file} is damaged: give a new folder as --out") from None
         for key, value in content.items():
-            if found.get(key) != value:
+            begun = found.get(key, _BEFORE.get(key))
+            if begun != value:
                 raise ValueError(
-                    f"{self.out} was begun with {key} {_shown(found.get(key))}, and this is {_shown(value)}: give the "
+                    f"{self.out} was begun with {key} {_shown(begun)}, and this is {_shown(value)}: give the "
                     "same options to go on with it, or a new folder as --out"
                 )
         self.records.mkdir(exist_ok=True)

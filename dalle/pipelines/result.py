@@ -62,7 +62,12 @@ class Result:
             keep: number of images.
             distinct: skip near-duplicates of images with a higher rating, as long as there are others with at least
                 90 % of the best one.
+
+        Raises:
+            ValueError: there are not so many images, or none is to be kept.
         """
+        if not 1 <= keep <= len(self.images):
+            raise ValueError(f"keep is {keep} of {len(self.images)} images: keep from 1 to {len(self.images)}")
         agreed = self.agreement
         chooses = distinct and keep < len(self.images)
         weighs = self.scores is not None and self.weight > 0 and agreed is None

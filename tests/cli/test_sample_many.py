@@ -316,6 +316,19 @@ def test_folder_of_another_run_is_refused(name: str, arguments: list[str], capsy
     assert message in capsys.readouterr().err
 
 
+def test_a_run_from_before_agreement_goes_on_without_it(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample.main(arguments) == 0
+    file = Path("drawn/run.json")
+    content = json.loads(file.read_text("utf-8"))
+    del content["agreement"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert sample.main([*arguments, "--agreement", "0.5"]) == 2
+    assert "drawn was begun with agreement 0.0, and this is 0.5" in capsys.readouterr().err
+    assert sample.main([*arguments, "--agreement", "0"]) == 0
+
+
 def test_other_wrong_inputs_give_a_one_line_error(
     arguments: list[str], model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

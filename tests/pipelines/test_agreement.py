@@ -73,6 +73,12 @@ def test_what_is_chosen_keeps_its_agreement_with_all() -> None:
     assert Result.merged(parts).best(3) == few
 
 
+@pytest.mark.parametrize("keep", [-1, 0, 6])
+def test_what_cannot_be_kept_is_refused(keep: int) -> None:
+    with pytest.raises(ValueError, match=f"keep is {keep} of 5 images: keep from 1 to 5"):
+        Result("a", IMAGES, SCORES, None, [1, 2, 3, 4, 5]).best(keep)
+
+
 def test_near_duplicates_make_no_room_for_what_is_rated_far_lower() -> None:
     """Where most candidates agree, the others are rather mistakes than variety."""
     same = [noisy(seed, 3) for seed in range(6)]

@@ -22,7 +22,7 @@ from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.target import check_no_model
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed, to_dict
 from dalle.data import AnyDataConfig, location
-from dalle.files import FileLock, check_folder, remove_scratch, write_text
+from dalle.files import FileLock, check_folder, remove_scratch, sha256, write_text
 from dalle.training.checkpoint.folders import folders
 from dalle.training.init_image_tokenizer import image_tokenizer_folder
 from dalle.training.recipe import DALLERecipe, LoopRecipe
@@ -128,8 +128,9 @@ def _check_parts(recipe: LoopRecipe) -> None:
         before = read_yaml(recipe.run.dir / "origin.yaml").get("parts_sha256")
     except ConfigError:  # lost; the names of the parts are compared with the other options
         return
+    ranks = isinstance(recipe, DALLERecipe) and not (recipe.grpo is not None and recipe.grpo.needs_clip)
     for name, digest in _part_hashes(recipe).items():
-        ranks_only = name == "clip" and recipe.stage == "dalle"
+        ranks_only = name == "clip" and ranks
         if isinstance(before, dict) and before.get(name, digest) != digest and not ranks_only:
             raise ValueError(
                 f"{name}={getattr(recipe, name)} ({digest[:12]}) is not the one that the run in {recipe.run.dir} has "
@@ -220,9 +221,21 @@ def _part_hashes(recipe: LoopRecipe) -> dict[str, str]:
     """Hashes of the tokenizers and of the CLIP that a recipe names."""
     sources = {key: value for key, value in to_dict(recipe).items() if key.endswith("tokenizer") or key == "clip"}
     places = {key: resolve(value) for key, value in sources.items() if value}
+    published: dict[str, Path] = {}
     if isinstance(recipe, DALLERecipe):
         places["image_tokenizer"] = image_tokenizer_folder(recipe)
-    return {key: model_folder.folder_hash(place) for key, place in places.items()}
+        if recipe.model.text_features is not None:  # a T5 as it is published, no folder of ours
+            published["text_tokenizer"] = places.pop("text_tokenizer")
+    hashes = {key: model_folder.folder_hash(place) for key, place in places.items()}
+    return hashes | {key: _files_hash(place) for key, place in published.items()}
+
+
+def _files_hash(folder: Path) -> str:
+    """Hash of the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{file.name}\0{sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _data_hash(data: AnyDataConfig) -> str:

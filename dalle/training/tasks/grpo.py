@@ -60,7 +60,9 @@ class GRPOTask(DALLETask):
         pairs = super().inputs(batch)
         prompts = self._encode(batch.captions).to(self.device)
         seeds = [candidate_seeds(seed, self.grpo.candidates) for seed in batch.seeds]
-        drawn = generate(self.model, prompts, seeds).view(len(prompts), self.grpo.candidates, -1)  # [B, K, N]
+        # With run.compile each new shape (a growing KV cache) would trigger another compilation
+        with torch.compiler.set_stance("force_eager"):
+            drawn = generate(self.model, prompts, seeds).view(len(prompts), self.grpo.candidates, -1)  # [B, K, N]
         rewards = self._rewards(batch.captions, pairs.codes, drawn)
         total = torch.stack(list(rewards.values())).sum(0)  # [B, K]
         logged = {f"reward_{name}": value.mean() for name, value in rewards.items()}

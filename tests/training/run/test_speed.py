@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,28 @@ def test_compiled_training_equals_eager(tiny_parts: Path, tmp_path: Path) -> Non
     assert lines["compiled"] == pytest.approx(lines["plain"], rel=1e-4)
     plain, compiled_ = (dalle.load_model(tmp_path / name / "model").state_dict() for name in lines)
     torch.testing.assert_close(compiled_, plain, atol=1e-3, rtol=1e-3)
+
+
+def test_policy_optimization_draws_uncompiled(
+    tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token that is drawn has another shape, and its weights may be packed: only the training pass is compiled."""
+    shapes = set()
+
+    def blocks(model: DALLE, device: torch.device) -> None:
+        def compiled(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+            shapes.update(tuple(value.shape) for value in inputs if value.ndim == 3)
+            return graph
+
+        for block in model.transformer.blocks:
+            block.compile(backend=compiled)
+
+    monkeypatch.setattr("dalle.training.state.compile_blocks", blocks)
+    recipe = recipe_of(tiny_parts, tmp_path / "run", precision="fp32", compile=True, steps=1)
+    recipe |= {"grpo": {"candidates": 3, "text": 0, "image": 0, "supervised": 0}}
+    trained(tmp_path / "run", recipe)
+    length = DALLE_MODEL["text_length"] + math.prod(DALLE_MODEL["grid"]) - 1
+    assert shapes == {(4 * 3, length, DALLE_MODEL["transformer"]["width"])}
 
 
 @pytest.mark.slow

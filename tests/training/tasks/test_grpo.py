@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import train
 from dalle.checkpoints.load import load_clip
-from dalle.config import ConfigError, from_dict
+from dalle.config import ConfigError, from_dict, to_dict
 from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.images.transforms import resize_batch
 from dalle.models.dalle import DALLE
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.grpo import GRPOTask, PolicyInputs, advantages, candidate_seeds
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH
+from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
 
 CAPTIONS = ["a red heart", "लाल दिल", "two blue stars"]
 
@@ -174,3 +176,19 @@ def test_the_loss_has_a_supervised_part(task: GRPOTask, batch: Batch) -> None:
 def test_recipes_that_cannot_work(tiny_parts: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipe_of(tiny_parts, tmp_path, **changes)
+
+
+def test_a_run_resumes_with_the_clip_that_rewards(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that only ranks may be another."""
+    other = make_tiny_model(tmp_path / "other", seed=1).parent / "clip"
+    own = ["run.device=cpu", "run.tracker=none", "resume=true"]
+    for grpo, code in ({"candidates": 2}, 2), (None, 0):
+        recipe = to_dict(recipe_of(tiny_parts, tmp_path / str(code), grpo=grpo))
+        file = tmp_path / f"{code}.json"
+        file.write_text(json.dumps(recipe), encoding="utf-8")
+        assert train.main([str(file), *own[:2]]) == 0
+        capsys.readouterr()
+        assert train.main([str(file), *own, "run.steps=2", f"clip={other}"]) == code
+        assert ("is not the one that the run" in capsys.readouterr().err) == (code == 2)
