@@ -1,7 +1,7 @@
 """Draw the sheets of docs/gallery.md: python docs/gallery.py [MODEL] [--out docs/images/gallery] [--only NAME ...]
 
-Every sheet shows the best of --n candidates as CLIP ranks them, in that order, of the prompts below and the seeds from
---seed on: nothing is picked by hand. The prompts were chosen before anything was drawn.
+Every sheet shows the best of --n candidates as CLIP and agreement rank them, in that order, of the prompts below and
+the seeds from --seed on: nothing is picked by hand. The prompts were chosen before anything was drawn.
 """
 
 from __future__ import annotations

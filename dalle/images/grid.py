@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
 import unicodedata
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from dalle.images.fonts import Font, Word, font_hint, latin, words_for
 
 logger = logging.getLogger(__name__)
 
@@ -20,20 +20,6 @@ _TEXT = 15  # font size of the labels
 _LINE = round(1.6 * _TEXT)  # height of a line of text, in pixels
 _COLUMNS = 8  # most images beside each other
 _PAGE = 4000  # height of a page, in pixels
-# Fonts with scripts beyond Latin, for systems without fontconfig (Pillow finds them by name)
-_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSansDevanagari-Regular.ttf",
-    "Lohit-Devanagari.ttf",
-    "Nirmala.ttc",
-    "Nirmala.ttf",
-    "mangal.ttf",
-    "Kohinoor.ttc",
-    "NotoSansCJK-Regular.ttc",
-    "Arial Unicode.ttf",
-)
-
-Font = ImageFont.FreeTypeFont
 
 
 def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
@@ -67,20 +53,20 @@ def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
     columns = min(_COLUMNS, max(len(images) for _, images, _ in rows))
     width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)  # room for a label above one small image
     texts = [_shown(label) for label, _, _ in rows]
-    fonts = {text: font_for(text, _TEXT) for text in texts if text}
-    _warn_of_fonts([text for text, font in fonts.items() if font is None])
-    labels = [_label(text, fonts.get(text), number, width - 2 * _GAP) for number, text in enumerate(texts, first)]
+    words = {text: words_for(text, _TEXT) for text in texts if text}
+    _warn_of_fonts([text for text, found in words.items() if found is None])
+    labels = [_label(text, words.get(text), number, width - 2 * _GAP) for number, text in enumerate(texts, first)]
     wrapped = [-(-len(images) // _COLUMNS) for _, images, _ in rows]  # lines of images in each row
     height = _GAP + sum(
-        len(lines) * _LINE + count * (cell + _LINE) + _GAP for (lines, _), count in zip(labels, wrapped, strict=True)
+        len(lines) * _LINE + count * (cell + _LINE) + _GAP for lines, count in zip(labels, wrapped, strict=True)
     )
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    small = _latin(_TEXT - 3)
+    small = latin(_TEXT - 3)
     top = _GAP
-    for (lines, font), (_, images, captions), count in zip(labels, rows, wrapped, strict=True):
-        for text in lines:
-            draw.text((_GAP, top), text, fill="black", font=font)
+    for lines, (_, images, captions), count in zip(labels, rows, wrapped, strict=True):
+        for line in lines:
+            _draw_line(draw, top, line)
             top += _LINE
         for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
             left, upper = _GAP + place % _COLUMNS * (cell + _GAP), top + place // _COLUMNS * (cell + _LINE)
@@ -138,18 +124,38 @@ def _cell(rows: Sequence[Row]) -> int:
     return side * max(1, _CELL // side)  # by a whole factor
 
 
-def _label(text: str, font: Font | None, number: int, width: int) -> tuple[list[str], Font]:
-    """A label wrapped to lines of at most `width` pixels, and its font; without a font the number of the row."""
-    if font is None:
-        return [f"prompt {number}" if text else f"prompt {number} (empty)"], _latin(_TEXT)
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if not lines[-1] or font.getlength(longer) <= width:
+def _label(text: str, words: list[Word] | None, number: int, width: int) -> list[list[Word]]:
+    """A label wrapped to lines of at most `width` pixels, each of runs of one font; without fonts the row's number."""
+    if words is None:
+        return [[(f"prompt {number}" if text else f"prompt {number} (empty)", latin(_TEXT))]]
+    lines: list[list[Word]] = [[]]
+    for word, font in words:
+        longer = _appended(lines[-1], word, font)
+        if not lines[-1] or _length(longer) <= width:
             lines[-1] = longer
         else:
-            lines.append(word)
-    return lines, font
+            lines.append([(word, font)])
+    return lines
+
+
+def _appended(line: list[Word], word: str, font: Font) -> list[Word]:
+    """A line with another word, in the run before it if that is of the same font."""
+    if line and line[-1][1] is font:
+        return [*line[:-1], (f"{line[-1][0]} {word}", font)]
+    return [*line, (word, font)]
+
+
+def _length(line: Sequence[Word]) -> float:
+    """Width of a line in pixels."""
+    return sum(font.getlength(run) for run, font in line) + sum(font.getlength(" ") for _, font in line[1:])
+
+
+def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Word]) -> None:
+    """Draw a line of runs side by side, on the baseline of the first."""
+    left, baseline = float(_GAP), top + line[0][1].getmetrics()[0]
+    for run, font in line:
+        draw.text((left, baseline), run, fill="black", font=font, anchor="ls")
+        left += font.getlength(run) + font.getlength(" ")
 
 
 def _shown(text: str) -> str:
@@ -161,64 +167,8 @@ def _warn_of_fonts(labels: Sequence[str]) -> None:
     """Log what no font has glyphs for: one line for all labels that lack the same one."""
     lacking: dict[str, list[str]] = {}
     for text in labels:
-        lacking.setdefault(_font_hint(text), []).append(text)
+        lacking.setdefault(font_hint(text), []).append(text)
     for hint, texts in lacking.items():
         more = f" and {len(texts) - 1} more" * (len(texts) > 1)
         rows = "their rows of the grid are" if more else "its row of the grid is"
         logger.warning("no font found for %.60r%s: %s labeled by number; %s", texts[0], more, rows, hint)
-
-
-def _font_hint(text: str) -> str:
-    """What to install to have the label drawn."""
-    # A Unicode name begins with its script (DEVANAGARI LETTER KA); Latin ends at U+024F
-    named = (unicodedata.name(c, "").partition(" ")[0].capitalize() for c in text if ord(c) > 0x24F and c.isalpha())
-    script = next(named, "")
-    if script == "Devanagari":
-        return "install a font with Devanagari, for example fonts-lohit-deva or fonts-noto-core"
-    if not script and any(unicodedata.category(c) == "So" for c in text):
-        # Outlines: fonts of colored bitmaps have a single size
-        return "install a font with outlines of emoji, for example fonts-symbola"
-    return f"install a font for it{f' ({script})' if script else ''}, for example fonts-noto-core or fonts-noto-cjk"
-
-
-def font_for(text: str, size: int) -> Font | None:
-    """A font with glyphs for all of `text`: Pillow's own for Latin, else one of this machine's; None without one."""
-    own = _latin(size)
-    if _covers(own, text):
-        return own
-    # Combining marks are reordered and joined: without a layout engine (Raqm) they would be drawn in the wrong order
-    if any(unicodedata.category(c) in ("Mc", "Mn") for c in text) and not features.check("raqm"):
-        return None
-    for name in [*_fontconfig(text), *_FONTS]:
-        try:
-            font = ImageFont.truetype(name, size)
-        except OSError:
-            continue
-        if _covers(font, text):
-            return font
-    return None
-
-
-def _latin(size: int) -> Font:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
-
-
-def _covers(font: Font, text: str) -> bool:
-    """Whether the font has a glyph for every character: none is drawn like a code point that it certainly lacks."""
-    lacking = bytes(font.getmask("\U0010ffff"))
-    # Invisible, they tell a layout engine how to join their neighbors, or which of two forms of an emoji is meant
-    return all(c.isspace() or c in "\u200c\u200d\ufe0e\ufe0f" or bytes(font.getmask(c)) != lacking for c in set(text))
-
-
-def _fontconfig(text: str) -> list[str]:
-    """The best font file for the characters of `text`, according to fontconfig if it is installed."""
-    program = shutil.which("fc-match")
-    if program is None:
-        return []
-    characters = " ".join(f"{ord(c):x}" for c in sorted(set(text)) if not c.isspace())
-    found = subprocess.run(
-        [program, "--format=%{file}", f":charset={characters}"], capture_output=True, text=True, check=False
-    )
-    return [found.stdout] if found.returncode == 0 and found.stdout else []

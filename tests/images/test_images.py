@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
+from PIL import EpsImagePlugin, Image, ImageChops, ImageDraw, ImageFont
 
-from dalle.images import grid as images
-from dalle.images.grid import font_for, labeled_columns, labeled_grid, split_to_pages
+from dalle.images import fonts
+from dalle.images.fonts import font_for, words_for
+from dalle.images.grid import labeled_columns, labeled_grid, split_to_pages
 from dalle.images.png import write_png
 from dalle.images.read import dimensions, read_image, square_image
 
@@ -187,7 +189,7 @@ def test_label_without_a_font_becomes_the_row_number(
             raise OSError("cannot open resource")
         return original(font, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fonts.shutil, "which", lambda name: None)
     monkeypatch.setattr(ImageFont, "truetype", built_in_only)
     image = Image.new("RGB", (64, 64), "red")
     with caplog.at_level(logging.WARNING):
@@ -217,13 +219,42 @@ def test_devanagari_is_shaped_if_a_font_is_installed() -> None:
     font = font_for("पृष्ठभूमि", 40)
     if font is None:
         pytest.skip("no font with Devanagari, or no layout engine, on this machine")
-    assert images._covers(font, "पृष्ठभूमि")
+    assert fonts._covers(font, "पृष्ठभूमि")
     # Shaped, a conjunct is one glyph, narrower than its letters side by side
     assert font.getlength("ष्ठ") < font.getlength("ष") + font.getlength("ठ")
+
+
+def test_a_label_in_two_scripts_has_two_fonts(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caption in Nepali names its style in English, and fonts of Devanagari may have no Latin letters."""
+    if font_for("हात्ती", 15) is None:
+        pytest.skip("no font with Devanagari, or no layout engine, on this machine")
+    whole = fonts.font_for
+
+    def of_one_script(text: str, size: int, known: Sequence[fonts.Font] = ()) -> fonts.Font | None:
+        latin = any(c.isascii() and c.isalpha() for c in text)
+        return None if latin and not text.isascii() else whole(text, size, known)
+
+    monkeypatch.setattr(fonts, "font_for", of_one_script)
+    words = words_for("गुलाबी हात्ती, 3d style", 15)
+    assert words is not None and [word for word, _ in words] == ["गुलाबी", "हात्ती,", "3d", "style"]
+    own = [font.path for _, font in words]
+    assert own[0] == own[1] and own[2] == own[3] and own[0] != own[2]
+    image = Image.new("RGB", (64, 64), "red")
+    mixed = labeled_grid([("गुलाबी हात्ती, 3d style", [image], [""])])
+    assert not caplog.records
+    for half in ("गुलाबी हात्ती,", "3d style"):  # both are there, the first where it is alone
+        alone = labeled_grid([(half, [image], [""])])
+        assert ImageChops.difference(mixed, alone).getbbox() is not None
+    first = ImageDraw.Draw(mixed).textlength("गुलाबी हात्ती,", words[0][1])
+    box = (0, 0, int(first), 30)
+    alone = labeled_grid([("गुलाबी हात्ती,", [image], [""])])
+    assert ImageChops.difference(mixed.crop(box), alone.crop(box)).getbbox() is None
 
 
 def test_missing_glyphs_are_detected() -> None:
     font = ImageFont.load_default(15)
     assert isinstance(font, ImageFont.FreeTypeFont)
-    assert images._covers(font, "abc XYZ, 0-9!")
-    assert not images._covers(font, "a ह")
+    assert fonts._covers(font, "abc XYZ, 0-9!")
+    assert not fonts._covers(font, "a ह")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dalle.images.grid import font_for
+from dalle.images.fonts import font_for
 
 _FONT_SIZE = 14
 _GAP = 8
