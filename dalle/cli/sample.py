@@ -34,7 +34,7 @@ class SampleConfig:
     n: Annotated[int, Range(1, ceiling=2**20)] = 4
     """Number of candidates per prompt."""
     keep: PositiveInt | None = None
-    """Number of candidates to keep, the best by CLIP; all if not given."""
+    """Number of candidates to keep, the best by CLIP and `agreement`; all if not given."""
     distinct: bool = True
     """Among those kept, skip near-duplicates as long as there are other candidates."""
     seed: Seed = 0
