@@ -113,12 +113,15 @@ def _from_model_folder(
     else:
         read = load_text_tokenizer(folder.component("text_tokenizer") if words is None else words)
     own = folder.component("image_tokenizer") if images is None and "image_tokenizer" in components else None
+    sampling: SamplingConfig = from_dict(SamplingConfig, folder.config.get("sampling") or {}, folder.origin)
+    if clip is not None:  # agreement is in units of the scores of the model's own, and others have another scale
+        sampling = sampling.updated(agreement=0.0)
     return Components(
         model,
         read,
         _load_images(own or images, None if own else recorded_codes(folder), model, str(folder.path), device),
         load_clip(clip or folder.component("clip"), device) if clip is not None or "clip" in components else None,
-        from_dict(SamplingConfig, folder.config.get("sampling") or {}, folder.origin),
+        sampling,
         folder.sha256,
     )
 

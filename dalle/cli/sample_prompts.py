@@ -33,7 +33,7 @@ def sample_prompts(settings: SampleConfig, run: SampleFiles, generate: Callable[
                 # Candidate i has seed + i, however they are split: parts give the same images as one batch
                 (part,) = generate([prompt], min(most, n - first), None, settings.seed + first)
                 found = part if found is None else found.merged([found, part])
-                if not found.weight:  # else those that are left out count, too: all are kept in memory
+                if not (found.weight and found.scores):  # else those that are left out count, too
                     found = _best(found, settings)
         finally:  # at an interrupt, too
             if found is not None:

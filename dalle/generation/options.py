@@ -56,8 +56,8 @@ class SamplingConfig:
     top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     """Sample from the most likely codes that together have this probability, in (0, 1]; null or 1: from all."""
     agreement: Annotated[float, Range(0, ceiling=10**6, hint="0 chooses by CLIP alone")] = 0.0
-    """Of several candidates, choose by CLIP's score plus this times their agreement, minus the mean distance (RMSE in
-    [0, 1], of thumbnails) to the other candidates: mistakes are rarely drawn twice; 0 is off."""
+    """Of several candidates, choose by CLIP's score less this times the mean distance to the others (RMSE in [0, 1], of
+    thumbnails): mistakes are rarely drawn twice; 0 chooses by CLIP alone."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):

@@ -147,7 +147,7 @@ def _appended(line: list[Word], word: str, font: Font) -> list[Word]:
 
 def _length(line: Sequence[Word]) -> float:
     """Width of a line in pixels."""
-    return sum(font.getlength(run) for run, font in line) + sum(font.getlength(" ") for _, font in line[1:])
+    return sum(font.getlength(run) for run, font in line) + sum(font.getlength(" ") for _, font in line[:-1])
 
 
 def _draw_line(draw: ImageDraw.ImageDraw, top: int, line: Sequence[Word]) -> None:

@@ -49,7 +49,8 @@ def agreement(small: Thumbnails) -> list[float]:
         distances = squares[part, None] + squares - 2 * small[part] @ small.T  # [rows, n], squared
         # Rounding makes some that are 0 negative, also that of an image to itself
         found += (-np.sqrt(distances.clip(min=0) / values).sum(axis=1) / (count - 1)).tolist()
-    return found
+    # Equal images differ by rounding errors, which must not decide their order
+    return [round(value, 6) + 0.0 for value in found]
 
 
 def distinct_first(small: Thumbnails, order: Sequence[int], keep: int) -> list[int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import dalle
@@ -86,6 +88,25 @@ def test_near_duplicates_make_no_room_for_what_is_rated_far_lower() -> None:
     seeds = list(range(8))
     assert Result("a", images, scores, None, seeds).best(3, distinct=True).seeds == [0, 6, 7]
     assert set(Result("a", images, scores, None, seeds, 0.5).best(3, distinct=True).seeds) <= set(range(6))
+
+
+def test_equal_images_keep_their_order() -> None:
+    small = thumbnails([noisy(7, 40)] * 33)
+    assert len(set(agreement(small))) == 1
+
+
+def test_agreement_is_off_with_another_clip(tiny_model: Path, tmp_path: Path) -> None:
+    """Its weight is in units of the scores, and those of another CLIP have another scale."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["sampling"] = {**(config.get("sampling") or {}), "agreement": 0.5}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert dalle.TextToImage.from_pretrained(folder, device="cpu").sampling.agreement == 0.5
+    other = dalle.TextToImage.from_pretrained(folder, device="cpu", clip=folder / "clip")
+    assert other.sampling.agreement == 0
+    (given,) = other("a red heart", n=4, agreement=0.3)
+    assert given.weight == 0.3
 
 
 def test_the_pipeline_ranks_by_its_option(tiny_model: Path) -> None:

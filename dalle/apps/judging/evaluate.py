@@ -43,7 +43,8 @@ class SampleOptions:
     count: int
     """Number of prompts of each split, and of each kind of scene."""
     candidates: int = 16
-    """Number of candidates per prompt; the best by the model's CLIP is evaluated besides the first."""
+    """Number of candidates per prompt; the one that the pipeline ranks first is evaluated besides that of
+    the first seed."""
     seed: int = 0
     """Seed of the first candidate, and of the choice of prompts."""
     languages: tuple[str, ...] = ("en",)

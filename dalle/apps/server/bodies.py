@@ -103,7 +103,7 @@ class ImagesBody(_SamplingBody):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the first image; image i has seed + i. Random if not given; the answer says it."""
     candidates: int | None = Field(None, ge=1, le=MAX_SEED)
-    """Images to generate, of which CLIP chooses n, best first."""
+    """Images to generate, of which n are chosen by CLIP and `agreement`, best first."""
     negative: str | None = None
     """Negative prompt, which guidance leads away from, of a model that takes one; its own if not given."""
 

@@ -36,7 +36,7 @@ class DALLERecipe:
     lora: LoRAConfig | None = None
     """Train LoRA adapters only, which are merged into the weights of the model folder; null trains all weights."""
     clip: str | None = None
-    """Folder of the CLIP that reranks this model's samples; copied into the model folder."""
+    """Folder of the CLIP that reranks this model's samples, and rewards with `grpo`; copied into the model folder."""
     grpo: GRPOConfig | None = None
     """Policy optimization: learn from images that the model draws in each step, of `clip` and the training images; null
     learns from the training images alone."""

@@ -30,6 +30,7 @@ from dalle.training.recipe import DALLERecipe, LoopRecipe
 LOCK = ".lock"
 # What a run writes to its folder; its config.yaml may have been put there to train from
 OWN_NAMES = ("checkpoints", "model", "samples", "metrics.jsonl", "data.json", "report.html")
+_SMALL = 2**24  # bytes of a file whose contents are hashed
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
@@ -231,10 +232,11 @@ def _part_hashes(recipe: LoopRecipe) -> dict[str, str]:
 
 
 def _files_hash(folder: Path) -> str:
-    """Hash of the names and contents of the files in a folder."""
+    """Hash of the names and sizes of the files in a folder, and of the contents of small ones: weights take minutes."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(f"{file.name}\0{sha256(file)}\n".encode())
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0{sha256(file) if size < _SMALL else ''}\n".encode())
     return digest.hexdigest()
 
 

@@ -42,8 +42,9 @@ class PolicyInputs(Inputs):
 class GRPOTask(DALLETask):
     """Trains a DALL-E by policy optimization. Each step draws with the weights as they are, and learns from it once.
 
-    With one update for each set of drawings the ratio of new to old probabilities is 1, so that there is nothing to
-    clip; the supervised loss takes the place of a divergence from a reference model.
+    With one update for each set of drawings the ratio of new to old probabilities is 1 (but for rounding, and for
+    dropout if there is any), so that there is nothing to clip; the supervised loss takes the place of a divergence from
+    a reference model.
     """
 
     def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None = None):

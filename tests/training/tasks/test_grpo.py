@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 import train
+from dalle.__main__ import main
 from dalle.checkpoints.load import load_clip
 from dalle.config import ConfigError, from_dict, to_dict
 from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.images.transforms import resize_batch
 from dalle.models.dalle import DALLE
+from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.grpo import GRPOTask, PolicyInputs, advantages, candidate_seeds
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
@@ -163,6 +165,17 @@ def test_the_loss_has_a_supervised_part(task: GRPOTask, batch: Batch) -> None:
     expected = task.policy_loss(inputs) + 0.1 * (text / 8 + image * 7 / 8)
     torch.testing.assert_close(total, expected)
     assert {"text", "image", "reward", "reward_text", "reward_image", "reward_pixels"} <= set(parts)
+
+
+def test_sharding_and_planning_are_refused(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tiny_parts, tmp_path)
+    with pytest.raises(ValueError, match="set run.sharding=none"):
+        GRPOTask(recipe, torch.device("cpu"), Sharding(torch.device("cpu"), torch.bfloat16))
+    (tmp_path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    assert main(["plan", str(tmp_path / "recipe.yaml")]) == 2
+    assert "set grpo=null for the training before it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
