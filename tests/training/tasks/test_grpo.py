@@ -16,7 +16,7 @@ from torch import Tensor
 import train
 from dalle.__main__ import main
 from dalle.checkpoints.load import load_clip
-from dalle.config import ConfigError, from_dict, to_dict
+from dalle.config import ConfigError, dump, from_dict, to_dict
 from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.images.transforms import resize_batch
