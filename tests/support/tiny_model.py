@@ -45,6 +45,20 @@ DALLE_MODEL: dict[str, Any] = {  # in a recipe: a transformer for the tokenizers
 }
 
 
+def dalle_recipe(parts: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of `DALLE_MODEL` on shapes, for the tokenizers in `parts`, run in `run`; `changes` replace its keys."""
+    return {
+        "stage": "dalle",
+        "model": DALLE_MODEL,
+        "data": {"kind": "shapes"},
+        "optim": {},
+        "run": {"dir": str(run), "steps": 1, "batch_size": 2},
+        "text_tokenizer": str(parts / "text_tokenizer"),
+        "image_tokenizer": str(parts / "image_tokenizer"),
+        **changes,
+    }
+
+
 def make_tiny_model(folder: Path, *, clip: bool = True, seed: int = 0) -> Path:
     """Write `folder`/model and what it stands on; returns the model's folder."""
     torch.manual_seed(seed)

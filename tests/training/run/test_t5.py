@@ -10,7 +10,7 @@ import yaml
 
 import train
 from support.published.folders import T5_WIDTH, t5
-from support.tiny_model import DALLE_MODEL
+from support.tiny_model import DALLE_MODEL, dalle_recipe
 
 for package in ("transformers", "bs4", "ftfy"):
     pytest.importorskip(package, reason='pip install "dalle[t5]"')
@@ -22,17 +22,15 @@ def test_a_t5_as_published_is_trained_on(
 ) -> None:
     encoder, run = t5(tmp_path / "t5"), tmp_path / "run"
     model = {name: value for name, value in DALLE_MODEL.items() if name != "text_vocab"}
-    recipe = {
-        "stage": "dalle",
-        "model": model | {"text_features": T5_WIDTH, "text_head": False},
-        "data": {"kind": "shapes"},
-        "optim": {},
-        "run": {"dir": str(run), "steps": 1, "batch_size": 2, "device": "cpu", "tracker": "none"},
-        "text_tokenizer": str(encoder),
-        "image_tokenizer": str(tiny_parts / "image_tokenizer"),
-        "clip": str(tiny_parts / "clip"),
-        "grpo": grpo,
-    }
+    recipe = dalle_recipe(
+        tiny_parts,
+        run,
+        model=model | {"text_features": T5_WIDTH, "text_head": False},
+        text_tokenizer=str(encoder),
+        clip=str(tiny_parts / "clip"),
+        grpo=grpo,
+    )
+    recipe["run"] |= {"device": "cpu", "tracker": "none"}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     assert train.main([str(tmp_path / "recipe.json")]) == 0, capsys.readouterr().err
     before = yaml.safe_load((run / "origin.yaml").read_text())["parts_sha256"]

@@ -15,28 +15,13 @@ from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask, noise_rates, with_noise
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH
+from support.tiny_model import CODES, IMAGE_SIZE, TEXT_LENGTH, dalle_recipe
 
 
 @pytest.fixture(scope="module")
 def task(tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
-    recipe = {
-        "stage": "dalle",
-        "model": {
-            "transformer": {"width": 16, "depth": 1, "heads": 2},
-            "text_vocab": 300,
-            "text_length": TEXT_LENGTH,
-            "image_vocab": CODES,
-            "grid": list(GRID),
-        },
-        "data": {"kind": "shapes"},
-        "optim": {},
-        "run": {"dir": str(tmp_path_factory.mktemp("task") / "run"), "steps": 1, "batch_size": 1},
-        "text_tokenizer": str(tiny_parts / "text_tokenizer"),
-        "image_tokenizer": str(tiny_parts / "image_tokenizer"),
-        "bpe_dropout": 0.2,
-        "caption_dropout": 0.3,
-    }
+    run = tmp_path_factory.mktemp("task") / "run"
+    recipe = dalle_recipe(tiny_parts, run, bpe_dropout=0.2, caption_dropout=0.3)
     return DALLETask(from_dict(DALLERecipe, recipe, "test"), torch.device("cpu"))
 
 

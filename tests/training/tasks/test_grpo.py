@@ -24,30 +24,14 @@ from dalle.models.dalle import DALLE
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.grpo import GRPOTask, PolicyInputs, advantages, candidate_seeds
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
+from support.tiny_model import GRID, IMAGE_SIZE, dalle_recipe, make_tiny_model
 
 CAPTIONS = ["a red heart", "लाल दिल", "two blue stars"]
 
 
 def recipe_of(parts: Path, folder: Path, **changes: Any) -> DALLERecipe:
-    recipe = {
-        "stage": "dalle",
-        "model": {
-            "transformer": {"width": 16, "depth": 1, "heads": 2},
-            "text_vocab": 300,
-            "text_length": TEXT_LENGTH,
-            "image_vocab": CODES,
-            "grid": list(GRID),
-        },
-        "data": {"kind": "shapes"},
-        "optim": {},
-        "run": {"dir": str(folder / "run"), "steps": 1, "batch_size": 3},
-        "text_tokenizer": str(parts / "text_tokenizer"),
-        "image_tokenizer": str(parts / "image_tokenizer"),
-        "clip": str(parts / "clip"),
-        "grpo": {"candidates": 4},
-    }
-    return from_dict(DALLERecipe, recipe | changes, "test")
+    own = {"clip": str(parts / "clip"), "grpo": {"candidates": 4}}
+    return from_dict(DALLERecipe, dalle_recipe(parts, folder / "run", **own | changes), "test")
 
 
 @pytest.fixture(scope="module")
