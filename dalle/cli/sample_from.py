@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dalle.config import from_dict
 from dalle.files import parse_json, sha256
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
@@ -67,6 +68,7 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         # A null of sampling is a value (all codes); one of an unCLIP is the model's own
         names = [one.name for one in fields(schema) if one.name in recorded]
         own = {name: recorded[name] for name in names if schema is SamplingConfig or recorded[name] is not None}
+        from_dict(schema, own, f"the metadata of {file}")  # else an error would name the command line
         values[group] = own | given.get(group, {})
     # They exclude each other: what is given wins
     if "mask" in given:

@@ -105,6 +105,17 @@ def test_file_without_metadata_is_refused(drawn: Path, capsys: pytest.CaptureFix
     assert "no prompt given" in capsys.readouterr().err
 
 
+def test_options_that_cannot_be_name_the_file(
+    drawn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = Image.open(drawn).text  # type: ignore[attr-defined]
+    monkeypatch.setitem(texts, "options", json.dumps(json.loads(texts["options"]) | {"temperature": -1}))
+    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    assert sample.main(["--from", str(drawn), "--out", "again"]) == 2
+    error = capsys.readouterr().err
+    assert f"the metadata of {drawn}" in error and "temperature" in error and "command line" not in error
+
+
 def test_null_on_the_command_line_replaces_the_models_own_option(model: Path, tmp_path: Path) -> None:
     """A model's own top_k can be turned off, and an image made so comes again from its PNG."""
     own = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))

@@ -75,7 +75,7 @@ class DALLERecipe:
                 "model.stored_masks are masks among the weights of init_from, which is null: set model.stored_masks=[] "
                 "and choose by model.attention"
             )
-        if not self.text_weight and not self.image_weight:
+        if self.grpo is None and not self.text_weight and not self.image_weight:
             raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
         if self.grpo is not None and self.grpo.needs_clip and self.clip is None:
             raise ValueError("grpo rewards by a CLIP, and clip is null: give one, or set grpo.text=0 and grpo.image=0")

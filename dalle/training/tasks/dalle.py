@@ -121,8 +121,11 @@ class DALLETask(Task):
 
         Randomness comes from each pair's seed, so it does not depend on which process has the pair.
         """
+        return self._inputs_of(batch, self._encode(batch.captions, dropout=self.recipe.bpe_dropout, seed=batch.seeds))
+
+    def _inputs_of(self, batch: Batch, text: Tensor) -> Inputs:
+        """The same for captions that have been encoded: ids [B, T], or T5 features."""
         recipe = self.recipe
-        text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         # The null caption must be trained for classifier-free guidance (arXiv 2207.12598, algorithm 1)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
         rows = to_device(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))  # [B, 1] or [B, 1, 1]

@@ -58,8 +58,9 @@ class GRPOTask(DALLETask):
 
     def inputs(self, batch: Batch) -> PolicyInputs:
         """Draw the candidates of each caption, with seeds that depend on its pair alone, and compare them."""
-        pairs = super().inputs(batch)
         prompts = self._encode(batch.captions).to(self.device)
+        # With BPE dropout they are encoded to other ids; without it not once more, which takes a T5 its time
+        pairs = super().inputs(batch) if self.recipe.bpe_dropout else self._inputs_of(batch, prompts)
         seeds = [candidate_seeds(seed, self.grpo.candidates) for seed in batch.seeds]
         # With run.compile each new shape (a growing KV cache) would trigger another compilation
         with torch.compiler.set_stance("force_eager"):
@@ -74,7 +75,8 @@ class GRPOTask(DALLETask):
     def _rewards(self, captions: list[str], codes: Tensor, drawn: Tensor) -> dict[str, Tensor]:
         """The weighted parts of the reward by name, each [B, K], for true codes [B, N] and drawn ones [B, K, N]."""
         grpo, (count, several, _) = self.grpo, drawn.shape
-        images, true = self._decode(drawn.flatten(0, 1)), self._decode(codes)  # [B K, 3, H, W] and [B, 3, H, W]
+        images = self._decode(drawn.flatten(0, 1))  # [B K, 3, H, W]
+        true = self._decode(codes) if grpo.pixels or grpo.image else images[:0]  # [B, 3, H, W]
         found = {}
         if grpo.pixels:
             small = F.adaptive_avg_pool2d(images, _SIDE).reshape(count, several, -1)

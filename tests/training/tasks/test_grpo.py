@@ -175,6 +175,12 @@ def test_recipes_that_cannot_work(tiny_parts: Path, tmp_path: Path, changes: dic
         recipe_of(tiny_parts, tmp_path, **changes)
 
 
+def test_rewards_alone_are_something_to_learn_from(tiny_parts: Path, tmp_path: Path) -> None:
+    recipe_of(tiny_parts, tmp_path, grpo={"supervised": 0}, text_weight=0, image_weight=0)
+    with pytest.raises(ConfigError, match="nothing would be learned"):
+        recipe_of(tiny_parts, tmp_path, grpo=None, text_weight=0, image_weight=0)
+
+
 def test_a_run_resumes_with_the_clip_that_rewards(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
