@@ -40,8 +40,8 @@ help:
 		'' 'PYTHON=python3.12 chooses the Python, VENV=/tmp/venv the environment.'
 
 # A known thing; a style and a thing that were trained on, but not together; colors of an icon and of its background; a
-# sunflower in Nepali and Hindi. It prints the path of the grid.
-DEMO := "a rocket, 3d style" "a green heart, 3d style" "a white house, solid style, on a blue background" "सूर्यमुखी"
+# sunflower in Nepali and Hindi: what it does well (docs/gallery.md has what it does not). It prints the path of the grid.
+DEMO := "a rocket, 3d style" "a police officer, noto style" "a white heart, solid style, on a purple background" "सूर्यमुखी"
 
 demo: $(STAMP)
 	$(BIN)/python sample.py $(DEMO) --n 16 --keep 4 --seed 7

@@ -73,10 +73,8 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     # They exclude each other: what is given wins
     if "mask" in given:
         values.pop("keep_rows", None)
-    for name in ("image", "mask"):
-        if name not in recorded or (name == "mask" and "keep_rows" in given):
-            continue
-        _check_file(file, name, recorded[name], given.get(name))
+    kept = {"image"} if "keep_rows" in given else {"image", "mask"}
+    _check_files(file, {name: record for name, record in recorded.items() if name in kept}, given)
     # `argparse` gives [] where there is no PROMPT
     return values | {name: value for name, value in given.items() if name not in _GROUPS and value != []}
 
@@ -101,10 +99,14 @@ def check_model(file: Path, source: str | None, model_hash: str) -> None:
     log.warning("%s", difference)
 
 
-def _check_file(file: Path, name: str, record: Any, given: Path | None) -> None:
-    """Check that an image that was continued is given again; another one is a change, which the log tells."""
-    known = record if isinstance(record, dict) else {}
-    if given is None:
-        raise ValueError(f"{file} was generated from {known.get('file', 'another image')}: give it as --{name}")
-    if given.is_file() and sha256(given) != known.get("sha256"):
-        log.warning("%s is not the %s that %s was generated from", given, name, file)
+def _check_files(file: Path, records: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check that an image that was continued and its mask are given again; other ones are a change, which is logged."""
+    known = {name: record if isinstance(record, dict) else {} for name, record in records.items()}
+    missing = [name for name in known if given.get(name) is None]
+    if missing:
+        names = " and ".join(str(known[name].get("file", f"another {name}")) for name in missing)
+        options, pronoun = " and ".join(f"--{name}" for name in missing), "it" if len(missing) == 1 else "them"
+        raise ValueError(f"{file} was generated from {names}: give {pronoun} as {options}")
+    for name, record in known.items():
+        if given[name].is_file() and sha256(given[name]) != record.get("sha256"):
+            log.warning("%s is not the %s that %s was generated from", given[name], name, file)

@@ -79,6 +79,33 @@ def test_init_image_must_be_given_again(
     assert "black.png is not the image that" in caplog.text
 
 
+def test_image_and_mask_are_asked_for_together(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "teal").save("face.png")
+    Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 255).save("mask.png")
+    options = [
+        "--image",
+        "face.png",
+        "--mask",
+        "mask.png",
+        "--n",
+        "1",
+        "--no-grid",
+        "--out",
+        "first",
+        "--model",
+        str(model),
+    ]
+    assert sample.main(["a dog", *options]) == 0
+    made = str(only_image("first"))
+    assert sample.main(["--from", made]) == 2
+    assert "was generated from face.png and mask.png: give them as --image and --mask" in capsys.readouterr().err
+    assert sample.main(["--from", made, "--image", "face.png"]) == 2
+    assert "was generated from mask.png: give it as --mask" in capsys.readouterr().err
+
+
 def test_another_model_is_refused_unless_given(
     model: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
