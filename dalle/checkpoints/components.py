@@ -83,6 +83,7 @@ def load_components(
         return _from_model_folder(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip, given or {})
     found = read_model(path, family, given)
     model = build_published_model(found.model, str(source), device, dtype)
+    _check_given(model, text_tokenizer, text_encoder)
     return Components(
         model,
         _published_text_tokenizer(found, model, text_tokenizer, text_encoder, device, dtype),
@@ -104,6 +105,7 @@ def _from_model_folder(
     given: dict[str, Any],
 ) -> Components:
     model = load_model(folder, device=device, dtype=dtype, **given)
+    _check_given(model, words, encoder)
     components = folder.components
     read: TextTokenizer | T5Encoder
     if model.config.text_features is not None:
@@ -124,6 +126,14 @@ def _from_model_folder(
         sampling,
         folder.sha256,
     )
+
+
+def _check_given(model: DALLE, words: _Source, encoder: _Source) -> None:
+    """Refuse the source of a text tokenizer or encoder that the model does not read."""
+    if encoder is not None and model.config.text_features is None:
+        raise ValueError("this model reads tokens and no features of a T5: leave text_encoder out")
+    if words is not None and model.config.text_features is not None:
+        raise ValueError("this model reads features of a T5 and no tokens: leave text_tokenizer out")
 
 
 def _published_text_tokenizer(

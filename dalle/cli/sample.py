@@ -119,10 +119,12 @@ def parse(argv: Sequence[str] | None, program: str) -> tuple[SampleConfig, bool]
     show = values.pop("print_config")
     for name, schema in (("sampling", SamplingConfig), ("diffusion", UnCLIPOptions)):
         values[name] = {field.name: values.pop(field.name) for field in fields(schema) if field.name in values}
+    origin = "command line"
     if "from_image" in values:
         # Before the checks, which then see the earlier run's options and these together
+        origin = f"command line, or the metadata of {values['from_image']}"
         values = options_from(values["from_image"], values)
-    settings: SampleConfig = from_dict(SampleConfig, values, "command line")
+    settings: SampleConfig = from_dict(SampleConfig, values, origin)
     if settings.size is not None:
         read_size(settings.size)
     if settings.prompts_file is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import from_dict
-from dalle.files import parse_json, sha256
+from dalle.files import parse_json, printable, sha256
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ RECORDED = ("model", "image_tokenizer", "text_tokenizer", "text_encoder", "given
 """Options besides those of sampling that determine an image, always recorded with it."""
 RECORDED_IF_GIVEN = ("prior", "negative", "size")
 """The same, recorded only where they were given."""
+_FILES = ("image", "mask")
 _GROUPS = {"sampling": SamplingConfig, "diffusion": UnCLIPOptions}
 
 
@@ -62,6 +63,7 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         recorded = None
     if not isinstance(recorded, dict):
         raise ValueError(f"{file}: its metadata is damaged")
+    _warn_of_options(file, recorded)
     values: dict[str, Any] = {"prompts": [texts["prompt"]], "seed": seed, "n": 1}
     values |= {name: recorded[name] for name in (*RECORDED, *RECORDED_IF_GIVEN) if recorded.get(name) is not None}
     for group, schema in _GROUPS.items():
@@ -73,10 +75,23 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     # They exclude each other: what is given wins
     if "mask" in given:
         values.pop("keep_rows", None)
-    kept = {"image"} if "keep_rows" in given else {"image", "mask"}
-    _check_files(file, {name: record for name, record in recorded.items() if name in kept}, given)
+    kept = _FILES[:1] if "keep_rows" in given else _FILES
+    _check_files(file, {name: recorded[name] for name in kept if name in recorded}, given)
     # `argparse` gives [] where there is no PROMPT
     return values | {name: value for name, value in given.items() if name not in _GROUPS and value != []}
+
+
+def _warn_of_options(file: Path, recorded: Mapping[str, Any]) -> None:
+    """Log which options are recorded that are none here, and which are not: the model's own take their place."""
+    groups = {name: {one.name for one in fields(schema)} for name, schema in _GROUPS.items()}
+    known = {*RECORDED, *RECORDED_IF_GIVEN, *_FILES}.union(*groups.values())
+    unknown = sorted(recorded.keys() - known)
+    if unknown:
+        log.warning("%s records what is no option here, and is ignored: %s", file, printable(", ".join(unknown)))
+    # Agreement changes which images are kept, and none of them
+    missing = sorted(groups["sampling"] - recorded.keys() - {"agreement"})
+    if missing and not recorded.keys() & (groups["diffusion"] - groups["sampling"]):
+        log.warning("%s does not record %s: the model's own are taken", file, ", ".join(missing))
 
 
 def check_model(file: Path, source: str | None, model_hash: str) -> None:

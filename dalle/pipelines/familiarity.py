@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dalle.files import printable
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
@@ -90,7 +91,7 @@ def warning(words: Sequence[str]) -> str | None:
     if not words:
         return None
     more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-    shown = ", ".join(words[:_SHOWN])
+    shown = printable(", ".join(words[:_SHOWN]))
     return f"words that the model has hardly seen in training, so that images may not show them: {shown}{more}"
 
 

@@ -165,3 +165,8 @@ def test_each_config_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     load_components(SHIPPED, torch.device("cpu"))
     names = (".", "text_tokenizer", "image_tokenizer", "clip", "clip/text_tokenizer")
     assert read == Counter({str(SHIPPED / name / "config.yaml"): 1 for name in names})
+
+
+def test_a_text_encoder_is_for_models_that_read_one(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="leave text_encoder out"):
+        dalle.TextToImage.from_pretrained(tiny_model, device="cpu", text_encoder="some/t5")

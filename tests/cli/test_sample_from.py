@@ -143,6 +143,19 @@ def test_options_that_cannot_be_name_the_file(
     assert f"the metadata of {drawn}" in error and "temperature" in error and "command line" not in error
 
 
+def test_options_that_are_unknown_or_missing_are_named(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = Image.open(drawn).text  # type: ignore[attr-defined]
+    options = json.loads(texts["options"])
+    del options["top_k"]
+    monkeypatch.setitem(texts, "options", json.dumps(options | {"blur\x1b": 1}))
+    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    with caplog.at_level(logging.WARNING):
+        assert sample.main(["--from", str(drawn), "--no-grid", "--out", "again"]) == 0
+    assert "ignored: blur\\x1b" in caplog.text and "does not record top_k" in caplog.text and "\x1b" not in caplog.text
+
+
 def test_null_on_the_command_line_replaces_the_models_own_option(model: Path, tmp_path: Path) -> None:
     """A model's own top_k can be turned off, and an image made so comes again from its PNG."""
     own = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from dalle.pipelines.familiarity import unfamiliar_words, warn_of_unfamiliar_words, word_nats
+from dalle.pipelines.familiarity import unfamiliar_words, warn_of_unfamiliar_words, warning, word_nats
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.text_tokenizers import SentencePieceTokenizer
 
@@ -96,3 +96,8 @@ def test_one_line_names_the_words_above_the_threshold(
         monkeypatch.setattr(model, "text_head", None)
         warn_of_unfamiliar_words(model, tokenizer, ["a red heart"], -1)
     assert caplog.messages == []
+
+
+def test_the_line_holds_no_commands_of_a_terminal() -> None:
+    line = warning(["a\x1b[2J"])
+    assert line is not None and line.endswith(r": a\x1b[2J")

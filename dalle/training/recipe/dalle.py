@@ -75,8 +75,11 @@ class DALLERecipe:
                 "model.stored_masks are masks among the weights of init_from, which is null: set model.stored_masks=[] "
                 "and choose by model.attention"
             )
-        if self.grpo is None and not self.text_weight and not self.image_weight:
-            raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
+        if not self.text_weight and not self.image_weight and (self.grpo is None or self.grpo.supervised):
+            hint = "set one above 0" if self.grpo is None else "set one above 0, or grpo.supervised=0"
+            raise ValueError(f"text_weight and image_weight are both 0: nothing would be learned from images; {hint}")
+        if self.grpo is not None and self.run.sharding == "fsdp":  # before a run of many processes finds it out
+            raise ValueError("grpo draws images in each step, which a sharded model cannot: set run.sharding=none")
         if self.grpo is not None and self.grpo.needs_clip and self.clip is None:
             raise ValueError("grpo rewards by a CLIP, and clip is null: give one, or set grpo.text=0 and grpo.image=0")
         check_guidance(self.sampling.guidance, "caption", self.caption_dropout)

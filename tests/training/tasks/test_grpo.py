@@ -168,11 +168,19 @@ def test_sharding_and_planning_are_refused(
         ({"clip": None}, "clip is null"),
         ({"grpo": {"text": 0, "image": 0, "pixels": 0}}, "nothing would be rewarded"),
         ({"grpo": {"candidates": 1}}, "candidates is 1"),
+        ({"text_weight": 0, "image_weight": 0}, "or grpo.supervised=0"),
     ],
 )
 def test_recipes_that_cannot_work(tiny_parts: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipe_of(tiny_parts, tmp_path, **changes)
+
+
+def test_a_sharded_recipe_is_refused_before_it_runs(tiny_parts: Path, tmp_path: Path) -> None:
+    recipe = to_dict(recipe_of(tiny_parts, tmp_path))
+    recipe["run"]["sharding"] = "fsdp"
+    with pytest.raises(ConfigError, match="set run.sharding=none"):
+        from_dict(DALLERecipe, recipe, "test")
 
 
 def test_rewards_alone_are_something_to_learn_from(tiny_parts: Path, tmp_path: Path) -> None:
