@@ -19,7 +19,7 @@ from dalle.cli.errors import report_error
 from dalle.cli.interrupt import exit_code, quiet_exit, sigterm_raises
 from dalle.cli.sample import SampleConfig, parse
 from dalle.cli.sample_files import SampleFiles, finished_images
-from dalle.cli.sample_from import check_model
+from dalle.cli.sample_from import check_model, naming_options_of
 from dalle.cli.sample_many import read_rows, sample_many
 from dalle.cli.sample_model import load_pipeline
 from dalle.cli.sample_prompts import progress_bar, progress_meter, sample_prompts
@@ -57,7 +57,8 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
         if settings.prompts_file is not None:
             rows = read_rows(settings)  # before the model is loaded, which takes longer
             return sample_many(settings, rows, *load_pipeline(settings), program)
-        sample(settings, run)
+        with naming_options_of(settings.from_image):
+            sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         kept = f"; what was finished before is in {run.folder}" if run is not None and run.written else ""

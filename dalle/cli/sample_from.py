@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def _warn_of_options(file: Path, recorded: Mapping[str, Any]) -> None:
     missing = sorted(groups["sampling"] - recorded.keys() - {"agreement"})
     if missing and not recorded.keys() & (groups["diffusion"] - groups["sampling"]):
         log.warning("%s does not record %s: the model's own are taken", file, ", ".join(missing))
+
+
+@contextmanager
+def naming_options_of(file: Path | None) -> Iterator[None]:
+    """Say in errors where the options come from that were not given; None: they were all given.
+
+    Raises:
+        ValueError: as in the block, with `file`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if file is None or str(file) in str(error):
+            raise
+        raise ValueError(f"{error} (options that are not given are those of {file})") from error
 
 
 def check_model(file: Path, source: str | None, model_hash: str) -> None:

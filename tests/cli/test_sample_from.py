@@ -143,6 +143,20 @@ def test_options_that_cannot_be_name_the_file(
     assert f"the metadata of {drawn}" in error and "temperature" in error and "command line" not in error
 
 
+def test_options_that_the_model_refuses_name_the_file(
+    drawn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = Image.open(drawn).text  # type: ignore[attr-defined]
+    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    for option, message in {"eta": "--eta is for an unCLIP", "negative": "negative", "size": "size"}.items():
+        value = 0.5 if option == "eta" else "9x9"
+        own = json.dumps(json.loads(Image.open(drawn).text["options"]) | {option: value})  # type: ignore[attr-defined]
+        monkeypatch.setitem(texts, "options", own)
+        assert sample.main(["--from", str(drawn), "--out", "again"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and f"those of {drawn})" in error and error.count("\n") == 1
+
+
 def test_options_that_are_unknown_or_missing_are_named(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
