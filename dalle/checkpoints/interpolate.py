@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import check_fit
-from dalle.checkpoints.source import is_model_folder
+from dalle.checkpoints.source import open_source
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +49,21 @@ def interpolate(folder: Path, tensors: Tensors, source: str, share: float) -> di
             f"{folder} has the stage {stage!r}, which has no weights to mix: expected {', '.join(_LOADERS)}"
         )
     other = _LOADERS[stage](source)
-    _check_tokenizers(folder, resolve(source))
+    _check_tokenizers(ModelFolder(folder), open_source(source))
     check_fit(other, tensors, str(folder), causes=(f"its architecture differs from that of {source}",) * 2)
     start = other.state_dict()
     return {name: _lerp(start[name], value, share) for name, value in tensors.items()}
 
 
-def _check_tokenizers(folder: Path, source: Path) -> None:
+def _check_tokenizers(own: ModelFolder, other: ModelFolder | Path) -> None:
     """Refuse to mix weights that read other tokens, and say if they may draw other codes, where both folders tell."""
-    if not is_model_folder(source):
+    if isinstance(other, Path):  # published files
         return
-    own, other = ModelFolder(folder), ModelFolder(source)
-    for name in {*own.components} & {*other.components} & {"text_tokenizer", "image_tokenizer"}:
-        first, second = (one.unchecked_component(name).sha256 for one in (own, other))
-        if first == second:
+    for name in ("text_tokenizer", "image_tokenizer"):
+        both = name in own.components and name in other.components
+        if not both or own.unchecked_component(name).sha256 == other.unchecked_component(name).sha256:
             continue
-        line = f"{source} has another {name} than {folder}: a mean of weights for both would mean nothing"
+        line = f"{other} has another {name} than {own}: a mean of weights for both would mean nothing"
         if name == "text_tokenizer":
             raise ValueError(line)
         log.warning("%s, unless their codes are the same", line)

@@ -91,7 +91,7 @@ def _warn_of_options(file: Path, recorded: Mapping[str, Any]) -> None:
         log.warning("%s records what is no option here, and is ignored: %s", file, printable(", ".join(unknown)))
     # Agreement changes which images are kept, and none of them
     missing = sorted(groups["sampling"] - recorded.keys() - {"agreement"})
-    if missing and not recorded.keys() & (groups["diffusion"] - groups["sampling"]):
+    if missing and not recorded.keys() & groups["diffusion"]:
         log.warning("%s does not record %s: the model's own are taken", file, ", ".join(missing))
 
 

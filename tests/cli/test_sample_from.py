@@ -35,6 +35,14 @@ def drawn(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return next(Path("first").glob("*/*-seed12.png"))
 
 
+@pytest.fixture
+def texts(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The metadata of `drawn`, which is read as what this is changed to."""
+    own: dict[str, str] = Image.open(drawn).text  # type: ignore[attr-defined]
+    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: own)
+    return own
+
+
 def only_image(folder: str) -> Path:
     (file,) = Path(folder).glob("*/*.png")
     return file
@@ -85,20 +93,8 @@ def test_image_and_mask_are_asked_for_together(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "teal").save("face.png")
     Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 255).save("mask.png")
-    options = [
-        "--image",
-        "face.png",
-        "--mask",
-        "mask.png",
-        "--n",
-        "1",
-        "--no-grid",
-        "--out",
-        "first",
-        "--model",
-        str(model),
-    ]
-    assert sample.main(["a dog", *options]) == 0
+    options = ["--image", "face.png", "--mask", "mask.png", "--n", "1", "--no-grid", "--out", "first"]
+    assert sample.main(["a dog", *options, "--model", str(model)]) == 0
     made = str(only_image("first"))
     assert sample.main(["--from", made]) == 2
     assert "was generated from face.png and mask.png: give them as --image and --mask" in capsys.readouterr().err
@@ -107,14 +103,12 @@ def test_image_and_mask_are_asked_for_together(
 
 
 def test_another_model_is_refused_unless_given(
-    model: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, drawn: Path, texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
     assert sample.main(["--from", str(drawn), "--model", str(other), "--out", "asked"]) == 0
-    texts = Image.open(drawn).text  # type: ignore[attr-defined]
     assert str(model) in texts["options"]
-    monkeypatch.setitem(texts, "model", "0" * 64)
-    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    texts["model"] = "0" * 64
     assert sample.main(["--from", str(drawn), "--out", "again"]) == 2
     assert "give its folder as --model" in capsys.readouterr().err
 
@@ -133,38 +127,32 @@ def test_file_without_metadata_is_refused(drawn: Path, capsys: pytest.CaptureFix
 
 
 def test_options_that_cannot_be_name_the_file(
-    drawn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    drawn: Path, texts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = Image.open(drawn).text  # type: ignore[attr-defined]
-    monkeypatch.setitem(texts, "options", json.dumps(json.loads(texts["options"]) | {"temperature": -1}))
-    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    texts["options"] = json.dumps(json.loads(texts["options"]) | {"temperature": -1})
     assert sample.main(["--from", str(drawn), "--out", "again"]) == 2
     error = capsys.readouterr().err
     assert f"the metadata of {drawn}" in error and "temperature" in error and "command line" not in error
 
 
 def test_options_that_the_model_refuses_name_the_file(
-    drawn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    drawn: Path, texts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = Image.open(drawn).text  # type: ignore[attr-defined]
-    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    recorded = json.loads(texts["options"])
     for option, message in {"eta": "--eta is for an unCLIP", "negative": "negative", "size": "size"}.items():
         value = 0.5 if option == "eta" else "9x9"
-        own = json.dumps(json.loads(Image.open(drawn).text["options"]) | {option: value})  # type: ignore[attr-defined]
-        monkeypatch.setitem(texts, "options", own)
+        texts["options"] = json.dumps(recorded | {option: value})
         assert sample.main(["--from", str(drawn), "--out", "again"]) == 2
         error = capsys.readouterr().err
         assert message in error and f"those of {drawn})" in error and error.count("\n") == 1
 
 
 def test_options_that_are_unknown_or_missing_are_named(
-    drawn: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    drawn: Path, texts: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    texts = Image.open(drawn).text  # type: ignore[attr-defined]
     options = json.loads(texts["options"])
     del options["top_k"]
-    monkeypatch.setitem(texts, "options", json.dumps(options | {"blur\x1b": 1}))
-    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    texts["options"] = json.dumps(options | {"blur\x1b": 1})
     with caplog.at_level(logging.WARNING):
         assert sample.main(["--from", str(drawn), "--no-grid", "--out", "again"]) == 0
     assert "ignored: blur\\x1b" in caplog.text and "does not record top_k" in caplog.text and "\x1b" not in caplog.text

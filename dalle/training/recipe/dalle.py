@@ -12,7 +12,7 @@ from dalle.models.dalle_config import DALLEConfig
 from dalle.training.checkpoint.best import check_metric
 from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig
-from dalle.training.recipe.grpo import GRPOConfig
+from dalle.training.recipe.grpo import NOT_SHARDED, GRPOConfig
 from dalle.training.recipe.guidance import check_guidance
 from dalle.training.recipe.run import Resume, RunConfig
 
@@ -79,7 +79,7 @@ class DALLERecipe:
             hint = "set one above 0" if self.grpo is None else "set one above 0, or grpo.supervised=0"
             raise ValueError(f"text_weight and image_weight are both 0: nothing would be learned from images; {hint}")
         if self.grpo is not None and self.run.sharding == "fsdp":  # before a run of many processes finds it out
-            raise ValueError("grpo draws images in each step, which a sharded model cannot: set run.sharding=none")
+            raise ValueError(NOT_SHARDED)
         if self.grpo is not None and self.grpo.needs_clip and self.clip is None:
             raise ValueError("grpo rewards by a CLIP, and clip is null: give one, or set grpo.text=0 and grpo.image=0")
         check_guidance(self.sampling.guidance, "caption", self.caption_dropout)

@@ -7,6 +7,8 @@ from typing import Annotated
 from dalle.config import config
 from dalle.config.ranges import Range, Weight
 
+NOT_SHARDED = "grpo draws images in each step, which a sharded model cannot: set run.sharding=none"
+
 
 @config
 class GRPOConfig:

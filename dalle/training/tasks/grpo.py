@@ -20,6 +20,7 @@ from dalle.generation.generate import generate
 from dalle.images.transforms import resize_batch
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import DALLERecipe
+from dalle.training.recipe.grpo import NOT_SHARDED
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.dalle import DALLETask, Inputs
 
@@ -50,7 +51,7 @@ class GRPOTask(DALLETask):
     def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None = None):
         assert recipe.grpo is not None
         if sharding is not None:
-            raise ValueError("grpo draws images in each step, which a sharded model cannot: set run.sharding=none")
+            raise ValueError(NOT_SHARDED)
         super().__init__(recipe, device)
         self.grpo = recipe.grpo
         self.clip = None if recipe.clip is None or not self.grpo.needs_clip else load_clip(recipe.clip, device)
