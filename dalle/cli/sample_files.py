@@ -53,11 +53,9 @@ class SampleFiles:
         try:
             for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
                 name = f"{self._prompts:02d}-{rank + 1:02d}-seed{seed}.png"
-                score = None if result.scores is None else result.scores[rank]
                 texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
                 write_png(image, self.folder / name, texts)
-                agreed = {} if result.agreement is None else {"agreement": result.agreement[rank]}
-                images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score, **agreed})
+                images.append({"file": name, "prompt": result.prompt, "seed": seed, **result.scores_of(rank)})
         finally:  # at an interrupt or on a full disk, too: each image that is written has its line
             if images:
                 self._append_scores(images, scored=result.scores is not None)

@@ -182,9 +182,7 @@ class _Record:
             images = list(_images(run, index, result))
             part.add(images)
             self.kept += len(images)
-            self.images += [
-                {"key": one.key, "prompt": one.prompt, "seed": one.seed, "score": one.score} for one in images
-            ]
+            self.images += [{"key": one.key, "prompt": one.prompt, "seed": one.seed, **one.scores} for one in images]
         for words in sampler.unfamiliar(prompts):
             self.unfamiliar.update(words)
 
@@ -201,9 +199,8 @@ def _images(run: RunFolder, index: int, result: Result) -> Iterator[SampledImage
     row = run.rows[index]
     own = run.options | row.sampling | ({} if row.negative is None else {"negative": row.negative})
     for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-        score = None if result.scores is None else result.scores[rank]
         texts = generation_texts(row.prompt, seed, own, run.model_hash, f"dalle {__version__}")
-        yield SampledImage(index, rank, row.prompt, seed, score, own, png_bytes(image, texts))
+        yield SampledImage(index, rank, row.prompt, seed, result.scores_of(rank), own, png_bytes(image, texts))
 
 
 def _groups(part: Sequence[int], rows: Sequence[PromptRow], together: int) -> Iterator[list[int]]:

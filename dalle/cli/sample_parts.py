@@ -27,7 +27,7 @@ class SampledImage:
     rank: int  # among the images that are kept of the prompt, from 0
     prompt: str
     seed: int
-    score: float | None
+    scores: dict[str, float | None]  # of `Result.scores_of`
     options: dict[str, Any]
     png: bytes
 
@@ -38,7 +38,7 @@ class SampledImage:
 
     def record(self) -> dict[str, Any]:
         """What is known of it."""
-        return {"prompt": self.prompt, "seed": self.seed, "score": self.score, **self.options}
+        return {"prompt": self.prompt, "seed": self.seed, **self.scores, "options": self.options}
 
 
 class Part(ABC):
@@ -123,8 +123,11 @@ class _Table(Part):
         import pyarrow.parquet as pq
 
         image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        columns = [("image", image), ("prompt", pa.string()), ("seed", pa.int64()), ("score", pa.float32())]
-        self.schema = pa.schema([("number", pa.int64()), ("rank", pa.int32()), *columns, ("options", pa.string())])
+        columns = [("image", image), ("prompt", pa.string()), ("seed", pa.int64())]
+        scores = [("score", pa.float32()), ("agreement", pa.float32())]
+        self.schema = pa.schema(
+            [("number", pa.int64()), ("rank", pa.int32()), *columns, *scores, ("options", pa.string())]
+        )
         self.writer = pq.ParquetWriter(file, self.schema)
 
     def add(self, images: list[SampledImage]) -> None:
@@ -137,7 +140,7 @@ class _Table(Part):
                 "image": {"bytes": image.png, "path": f"{image.key}.png"},
                 "prompt": image.prompt,
                 "seed": image.seed,
-                "score": image.score,
+                **image.scores,
                 "options": json.dumps(image.options, ensure_ascii=False),
             }
             for image in images

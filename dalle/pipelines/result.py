@@ -95,6 +95,11 @@ class Result:
             agreement=None if agreed is None else [agreed[i] for i in order],
         )
 
+    def scores_of(self, number: int) -> dict[str, float | None]:
+        """What is recorded beside an image: its `score`, None if not scored, and its `agreement` where it is known."""
+        agreed = {} if self.agreement is None else {"agreement": self.agreement[number]}
+        return {"score": None if self.scores is None else self.scores[number], **agreed}
+
     def _ratings(self, agreed: list[float] | None) -> list[float] | None:
         if self.scores is None or agreed is None:
             return self.scores

@@ -103,7 +103,7 @@ def test_scores_file_is_as_before_after_a_failed_append(tmp_path: Path, monkeypa
     ("kind", "name"), [("folders", "0/00000000-00-seed5.png"), ("shards", "0.tar"), ("parquet", "0.parquet")]
 )
 def test_part_on_a_full_disk_names_its_file(kind: Kind, name: str, tmp_path: Path) -> None:
-    image = SampledImage(0, 0, "a dog", 5, None, {}, random.Random(0).randbytes(9000))
+    image = SampledImage(0, 0, "a dog", 5, {"score": None}, {}, random.Random(0).randbytes(9000))
     with files_of_at_most(4000), pytest.raises(OSError) as caught, new_part(tmp_path, "0", kind) as part:
         part.add([image])
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / name))

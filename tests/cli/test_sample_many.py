@@ -120,6 +120,37 @@ def test_processes_share_the_prompts(
     assert texts["prompt"] == "लाल दिल" and json.loads(texts["options"])["guidance"] == 2.0
 
 
+def test_records_say_how_each_image_was_rated(model: Path, arguments: list[str]) -> None:
+    rated = [*arguments, "--agreement", "0.5"]
+    assert sample.main([*rated, "--write", "shards"]) == 0
+    (result,) = TextToImage.from_pretrained(model, device="cpu")(
+        "", n=3, keep=2, seed=3, temperature=0.7, agreement=0.5
+    )
+    with tarfile.open("drawn/000001.tar") as tar:
+        first, second = (file for one in tar if one.name.startswith("00000002") and (file := of_json(tar, one)))
+    for rank, found in enumerate((first, second)):
+        own = {"prompt": "", "seed": result.seeds[rank], **result.scores_of(rank)}
+        options = found.pop("options")
+        assert found == pytest.approx(own) and (options["agreement"], options["temperature"]) == (0.5, 0.7)
+        assert found["agreement"] < 0
+    again = [word.replace("drawn", "table") for word in rated]
+    assert sample.main([*again, "--write", "parquet"]) == 0
+    rows = [row for row in pq.read_table("table/000001.parquet").to_pylist() if row["number"] == 2]
+    assert [(row["score"], row["agreement"]) for row in rows] == [
+        pytest.approx((found["score"], found["agreement"])) for found in (first, second)
+    ]
+    images = json.loads(Path("drawn/parts/000001.json").read_text())["images"]
+    assert [one["agreement"] for one in images if one["key"].startswith("00000002")] == pytest.approx(
+        [first["agreement"], second["agreement"]]
+    )
+
+
+def of_json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any] | None:
+    """The content of a JSON file of a shard; None of another file."""
+    file = tar.extractfile(member)
+    return json.load(file) if file is not None and member.name.endswith(".json") else None
+
+
 def test_shards_are_read_as_training_data(arguments: list[str]) -> None:
     assert sample.main([*arguments, "--write", "shards"]) == 0
     records = TarSource(sorted(Path("drawn").glob("*.tar")), None, None).rows()

@@ -71,8 +71,7 @@ class Answers:
             file = self.encoded(image, seed)
             url = f"data:image/{self.body.output_format};base64,{file}"
             own = {"url": url} if self.body.response_format == "url" else {"b64_json": file}
-            score = None if result.scores is None else result.scores[number]
-            images.append({**own, "seed": seed, "score": score})
+            images.append({**own, "seed": seed, **result.scores_of(number)})
         return {
             **self._common(),
             "data": images,
@@ -91,8 +90,7 @@ class Answers:
     def completed(self, kind: str, result: Result, number: int) -> str:
         """The event of a finished image."""
         seed = result.seeds[number]
-        score = None if result.scores is None else result.scores[number]
-        own = {"candidate_index": self.order.request.seeds.index(seed), "seed": seed, "score": score}
+        own = {"candidate_index": self.order.request.seeds.index(seed), "seed": seed, **result.scores_of(number)}
         file = self.encoded(result.images[number], seed)
         content = {"b64_json": file, "usage": self._usage(), **own, "options": self.order.options, **self._notes()}
         return event(f"{kind}.completed", {**content, **self._event()})
