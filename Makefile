@@ -32,7 +32,7 @@ help:
 		'make test-all  all tests, with what the slow ones need' \
 		'make lint      ruff, import layers, mypy, codespell' \
 		'make format    ruff: what it can mend, and the layout' \
-		'make bench     every benchmark' \
+		'make bench     what is measured; make bench ARGS="jacobi --windows 4 8" measures it' \
 		'make wheel     dist/dalle-*.whl, with the model, the tokenizers and the recipes' \
 		'make docs      the site' \
 		'make lock      constraints.txt anew' \
@@ -77,7 +77,11 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+ifeq ($(ARGS),)
+	@for file in $(wildcard benchmarks/*.py); do printf '%s\n    %s\n' $$file "$$(head -1 $$file | sed 's/^r*"*//; s/"*$$//')"; done
+else
+	$(BIN)/python benchmarks/$(firstword $(ARGS)).py $(wordlist 2, $(words $(ARGS)), $(ARGS))
+endif
 
 wheel: $(STAMP)
 	$(BIN)/python -m hatchling build -t wheel
