@@ -19,6 +19,7 @@ from dalle.files import sha256, write_text
 
 _SECONDS = 2.0  # from one look at the other processes' parts to the next
 _BEFORE = {"agreement": 0.0}  # options that older runs do not record, and what they did
+_UNKNOWN_BEFORE = ("model_sha256", "clip")  # what older runs do not record, so that it cannot be compared
 
 
 class RunFolder:
@@ -43,7 +44,8 @@ class RunFolder:
         file, content = self.out / "run.json", json.loads(json.dumps(self._content()))
         if not file.exists():
             # Hidden ones are of other processes that begin now
-            if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
+            others = self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir())
+            if others and not file.exists():  # of a process that began meanwhile
                 raise ValueError(f"{self.out} has files of something else: give a new folder as --out")
             self.out.mkdir(parents=True, exist_ok=True)
             # Processes that get here together write the same
@@ -52,8 +54,11 @@ class RunFolder:
             found = json.loads(file.read_text("utf-8"))
         except ValueError:
             raise ValueError(f"{file} is damaged: give a new folder as --out") from None
-        for key, value in content.items():
-            begun = found.get(key, _BEFORE.get(key))
+        # What was given then and is not now counts, too
+        for key in dict.fromkeys((*content, *found)):
+            if key in _UNKNOWN_BEFORE and key not in found:
+                continue
+            begun, value = found.get(key, _BEFORE.get(key)), content.get(key)
             if begun != value:
                 raise ValueError(
                     f"{self.out} was begun with {key} {_shown(begun)}, and this is {_shown(value)}: give the "
@@ -65,10 +70,11 @@ class RunFolder:
     def _content(self) -> dict[str, Any]:
         settings = self.settings
         assert settings.prompts_file is not None
-        names = ("n", "keep", "distinct", "seed", "write")  # decide the files; speed may change when a run goes on
+        # They decide the files; speed may change when a run goes on
+        names = ("n", "keep", "distinct", "seed", "clip", "write")
         return {
             "prompts": {"sha256": sha256(settings.prompts_file), "count": len(self.rows)},
-            "model": self.model_hash,
+            "model_sha256": self.model_hash,
             "prompts_per_part": len(self.parts[0]),
             **{name: getattr(settings, name) for name in names},
             **self.options,

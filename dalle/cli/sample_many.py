@@ -97,8 +97,11 @@ def _sample_many(settings: SampleConfig, rows: Sequence[PromptRow], sampler: Row
         warn_of_blank_prompts([row.prompt for row in rows])
     run = RunFolder(settings, rows, size, sampler.options, sampler.model_hash)
     run.begin()
-    # Two processes of one number would draw the same parts
-    with FileLock(run.out / f".lock-{rank}"), RunBar(run, rank) as bar:
+    try:  # two processes of one number would draw the same parts
+        lock = FileLock(run.out / f".lock-{rank}")
+    except BlockingIOError as error:
+        raise ValueError(f"{error} is drawing into {run.out}: wait for it, or give another folder as --out") from None
+    with lock, RunBar(run, rank) as bar:
         for number in range(rank, len(run.parts), world):
             if number not in run.finished:
                 _sample_part(run, number, sampler, bar)

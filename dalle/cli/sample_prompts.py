@@ -27,17 +27,14 @@ def sample_prompts(settings: SampleConfig, run: SampleFiles, generate: Callable[
                 run.add(result)
         return
     for prompt in prompts:
-        found: Result | None = None
+        parts: list[Result] = []
         try:
             for first in range(0, n, most):
                 # Candidate i has seed + i, however they are split: parts give the same images as one batch
-                (part,) = generate([prompt], min(most, n - first), None, settings.seed + first)
-                found = part if found is None else found.merged([found, part])
-                if not (found.weight and found.scores):  # else those that are left out count, too
-                    found = _best(found, settings)
+                parts += generate([prompt], min(most, n - first), None, settings.seed + first)
         finally:  # at an interrupt, too
-            if found is not None:
-                run.add(_best(found, settings))
+            if parts:  # chosen among all of them: whether one is good, and agrees, depends on the others
+                run.add(_best(parts[0].merged(parts), settings))
 
 
 def _best(found: Result, settings: SampleConfig) -> Result:

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="facts that published files do not contain: family, heads, convention, grid or roles (docs/checkpoints.md)",
+        help=f"facts that published files do not contain: {', '.join(_GIVEN)} (docs/checkpoints.md)",
     )
     command.set_defaults(run=_run)
 

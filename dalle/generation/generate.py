@@ -159,7 +159,7 @@ class _BatchGenerator:
 
     def __init__(self, model: DALLE, engine: EngineOptions, window: int, blocks: FusedBlocks | None) -> None:
         self.model, self.engine, self.window, self.blocks = model, engine, window, blocks
-        self.recorded: tuple[SamplingConfig, cuda_graph.CudaGraphDecoder | None] | None = None
+        self.recorded: tuple[SamplingConfig, cuda_graph.CudaGraphDecoder | None] | None = None  # of uniform batches
 
     def run(
         self, prefixes: PrefilledPrompts, batch: _Batch, known_prefix: int, sampler: TokenSampler, on_step: OnStep
@@ -203,13 +203,14 @@ class _BatchGenerator:
                 _decode_sequentially(run, sampler.sample_tokens, logits, *part, begin, on_progress)
 
     def _graphs(self, sampler: TokenSampler) -> cuda_graph.CudaGraphDecoder | None:
-        """The CUDA graphs for such a batch. A recorded graph has the sampling options in it."""
+        """The CUDA graphs for such a batch. They have the sampling options in them, so others need new ones."""
         sampling = sampler.samplings[0]
-        # Options are constants of a graph, so others need a new one
-        if self.recorded is None or not sampler.uniform or self.recorded[0] != sampling:
-            graphs = cuda_graph.cuda_graph_decoder(self.model, sampler.sample_tokens, self.engine.compiled)
-            self.recorded = sampling, graphs
-        return self.recorded[1]
+        if sampler.uniform and self.recorded is not None and self.recorded[0] == sampling:
+            return self.recorded[1]
+        graphs = cuda_graph.cuda_graph_decoder(self.model, sampler.sample_tokens, self.engine.compiled)
+        # One of candidates with different options is of these candidates alone
+        self.recorded = (sampling, graphs) if sampler.uniform else None
+        return graphs
 
 
 def _count_finished(report: Progress, begin: int, batch: int) -> Callable[[int], None]:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import sample  # noqa: E402
 from dalle.data.custom.webdataset import TarSource  # noqa: E402
+from dalle.files import FileLock  # noqa: E402
 from dalle.pipelines.familiarity import unfamiliar_words  # noqa: E402
 from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
 from dalle.pipelines.unclip import UnCLIP  # noqa: E402
@@ -335,6 +336,7 @@ def test_full_disk_gives_one_line_and_the_same_command_resumes(
 WRONG = {
     "other options": (["--temperature", "0.5"], "drawn was begun with temperature 1.0, and this is 0.5"),
     "another format": (["--write", "shards"], 'was begun with write "folders"'),
+    "another CLIP": (["--clip", "models/emoji/clip"], 'was begun with clip null, and this is "models/emoji/clip"'),
     "a prompt too": (["a dog"], "--prompts-file takes the place of PROMPT"),
 }
 
@@ -345,6 +347,30 @@ def test_folder_of_another_run_is_refused(name: str, arguments: list[str], capsy
     assert sample.main(arguments) == 0
     assert sample.main([*more, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_was_given_at_the_start_is_given_again(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    Image.new("L", (64, 64), "white").save("mask.png")
+    assert sample.main([*arguments, "--image", "red.png", "--mask", "mask.png"]) == 0
+    assert sample.main(arguments) == 2
+    assert 'drawn was begun with image {"file": "red.png"' in capsys.readouterr().err
+
+
+def test_a_folder_is_gone_on_with_by_the_same_weights_and_one_process(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample.main(arguments) == 0
+    with FileLock(Path("drawn/.lock-0")):
+        assert sample.main(arguments) == 2
+    assert "this process is drawing into drawn: wait for it" in capsys.readouterr().err
+    file = Path("drawn/run.json")
+    content = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(content | {"model_sha256": "0" * 64}), "utf-8")
+    assert sample.main(arguments) == 2
+    assert 'drawn was begun with model_sha256 "000' in capsys.readouterr().err
+    file.write_text(json.dumps({key: value for key, value in content.items() if key != "model_sha256"}), "utf-8")
+    assert sample.main(arguments) == 0  # of an older version, which did not record it
 
 
 def test_a_run_from_before_agreement_goes_on_without_it(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from dalle.generation import cuda_graph
+from dalle.generation import generate as _generate
+from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.kernels import switches
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
@@ -51,6 +53,20 @@ def test_cuda_graph_tokens_equal_eager_with_known_codes_and_options(
 def test_batches_of_the_same_size_share_a_recording(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, plain = both(monkeypatch, tiny({}), TEXT[:1], [[1, 2, 3, 4]], batch_size=2)
     assert torch.equal(drawn, plain) and len(recorded) == 1
+
+
+def test_a_batch_of_several_options_leaves_its_recording_to_no_other(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of the options A B, then A alone, then A B and A A: the second of each has the first's first options."""
+    one, other = SamplingConfig(temperature=0.5, guidance=2.0), SamplingConfig(top_k=2, guidance=3.0)
+    for samplings in ([one, other, one], [one, other, one, one]):
+        arguments = tiny({}), TEXT[:1].expand(len(samplings), -1), [[i] for i in range(len(samplings))], samplings
+        drawn = _generate.generate(*arguments, EngineOptions(batch_size=2))
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda_graph, "cuda_graph_decoder", lambda *_: None)
+            assert torch.equal(drawn, _generate.generate(*arguments, EngineOptions(batch_size=2)))
+    assert recorded
 
 
 @pytest.mark.parametrize("case", CASES)
