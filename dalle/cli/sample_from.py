@@ -133,11 +133,24 @@ def check_model(file: Path, source: str | None, model_hash: str) -> None:
 def _check_files(file: Path, records: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Check that an image that was continued and its mask are given again; other ones are a change, which is logged."""
     known = {name: record if isinstance(record, dict) else {} for name, record in records.items()}
+    problems = []
+    # Masks of a server are transparent where those of the command are white: only another file can say the same
+    clear = known.pop("mask") if known.get("mask", {}).get("transparent") is True else None
     missing = [name for name in known if given.get(name) is None]
     if missing:
         names = " and ".join(str(known[name].get("file", f"another {name}")) for name in missing)
         options, pronoun = " and ".join(f"--{name}" for name in missing), "it" if len(missing) == 1 else "them"
-        raise ValueError(f"{file} was generated from {names}: give {pronoun} as {options}")
+        problems.append(f"was generated from {names}: give {pronoun} as {options}")
+    if clear is not None and not _is_another(given.get("mask"), clear):
+        name = clear.get("file", "mask")
+        problems.append(f"was drawn where its {name} is transparent: give as --mask an image that is white there")
+    if problems:
+        raise ValueError(f"{file} {'; it '.join(problems)}")
     for name, record in known.items():
-        if given[name].is_file() and sha256(given[name]) != record.get("sha256"):
+        if given[name].is_file() and _is_another(given[name], record):
             log.warning("%s is not the %s that %s was generated from", given[name], name, file)
+
+
+def _is_another(given: Path | None, record: Mapping[str, Any]) -> bool:
+    """Whether a file is given that is not the recorded one."""
+    return given is not None and not (given.is_file() and sha256(given) == record.get("sha256"))

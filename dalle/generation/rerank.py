@@ -43,6 +43,13 @@ def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
     return scores
 
 
+def match(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """As `score`, on the scale of results: of a SigLIP the probability that an image and its prompt match."""
+    cosines = score(clip, images, prompts)
+    # A SigLIP's cosines are small even for matching pairs; its sigmoid with the learned bias is a probability
+    return clip.probabilities(cosines) if clip.config.sigmoid else cosines
+
+
 def best(scores: Tensor | Sequence[float], keep: int | None = None) -> list[int]:
     """Indices of the `keep` highest scores (None: all), best first; ties keep their order.
 

@@ -96,11 +96,13 @@ class RollingBatch:
         """Whether candidates of a model may be at different positions.
 
         On an accelerator a step is a recorded graph, which knows one position; texts that are padded on the left, or
-        given as features, differ in where they begin; and token shift reads neighbors at one distance.
+        given as features, differ in where they begin; token shift reads neighbors at one distance; and candidates of
+        several grids would have caches of several lengths.
         """
         config = model.config
         on_cpu = model.image_head.weight.device.type == "cpu"
-        return on_cpu and config.padding != "left" and config.text_features is None and not config.shift_tokens
+        plain = config.padding != "left" and config.text_features is None and not config.shift_tokens
+        return on_cpu and plain and config.grids is None
 
     @property
     def active(self) -> list[Candidate]:
@@ -120,7 +122,7 @@ class RollingBatch:
             candidates: no more than there is room for.
 
         Raises:
-            ValueError: a text does not fit the model. Then none of them is in the batch.
+            ValueError: a text does not fit the model, or logits are not finite. Then none of them is in the batch.
         """
         assert len(self.rows) + len(candidates) <= self.size
         rows = [self._placed(candidate) for candidate in candidates]
@@ -129,15 +131,15 @@ class RollingBatch:
             logits = [self._begin(row, row.slot, row.candidate.text) for row in rows]
             guided = [row for row in rows if row.null_slot is not None]
             logits += [self._begin(row, row.null_slot, self._null(row.candidate)) for row in guided]
+            if rows:
+                # Where every token is given there is nothing to sample
+                self._sample(rows, torch.stack(logits)[:, None], self._sampler_of(rows))
         except BaseException:
             for row in rows:
                 self._release(row)
             raise
         self.rows += rows
         self._sampler = None
-        if rows:
-            # Where every token is given there is nothing to sample
-            self._sample(rows, torch.stack(logits)[:, None], self._sampler_of(rows))
 
     def leave(self, candidate: Candidate) -> None:
         """Drop a candidate: its client is gone, or it is finished."""
@@ -256,6 +258,7 @@ class RollingBatch:
         slots = torch.tensor([row.slot for row in rows])
         # Of an image that is given as a whole the last token is "sampled", and stays as it is
         at = torch.tensor([min(row.candidate.done, self.stream.length - 1) for row in rows])
+        self._failed.zero_()  # or what has failed once would fail whoever comes later
         sampled = sampler.sample_tokens(logits, self._uniform[slots, at][:, None])[:, 0]
         sampler.check()
         self._tokens[slots, at] = torch.where(self._known[slots, at], self._tokens[slots, at], sampled)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.generation.rerank import score
+from dalle.generation.rerank import match
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.transforms import to_images
 from dalle.models.clip import CLIP
@@ -63,9 +63,7 @@ def _scores(clip: CLIP | None, images: Tensor, owners: Sequence[Request]) -> lis
     found: list[float | None] = [None] * len(owners)
     if clip is None or not rows:
         return found
-    cosines = score(clip, images[rows], [owners[i].prompt for i in rows])
-    # A SigLIP's cosines are small even for matching pairs; its sigmoid with the learned bias is a probability
-    values = clip.probabilities(cosines) if clip.config.sigmoid else cosines
+    values = match(clip, images[rows], [owners[i].prompt for i in rows])
     for i, value in zip(rows, values.tolist(), strict=True):
         found[i] = value
     return found

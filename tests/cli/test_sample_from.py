@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import sample  # noqa: E402
+from dalle.files import sha256  # noqa: E402
 from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
 
 
@@ -100,6 +101,29 @@ def test_image_and_mask_are_asked_for_together(
     assert "was generated from face.png and mask.png: give them as --image and --mask" in capsys.readouterr().err
     assert sample.main(["--from", made, "--image", "face.png"]) == 2
     assert "was generated from mask.png: give it as --mask" in capsys.readouterr().err
+
+
+def test_a_servers_mask_is_asked_for_in_white(
+    drawn: Path, texts: dict[str, str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither no mask nor the server's own is taken, and any other is."""
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "teal").save("face.png")
+    Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE)).save("clear.png")
+    Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 255).save("white.png")
+    face, clear = ({"file": name, "sha256": sha256(Path(f"{name}.png"))} for name in ("face", "clear"))
+    texts["options"] = json.dumps(json.loads(texts["options"]) | {"image": face, "mask": clear | {"transparent": True}})
+    wanted = "was drawn where its clear is transparent: give as --mask an image that is white there\n"
+    assert sample.main(["--from", str(drawn)]) == 2
+    asked = f"sample.py: {drawn} was generated from face: give it as --image; it {wanted}"
+    assert capsys.readouterr().err == asked
+    for mask in ([], ["--mask", "clear.png"]):
+        assert sample.main(["--from", str(drawn), "--image", "face.png", *mask]) == 2
+        assert capsys.readouterr().err == f"sample.py: {drawn} {wanted}"
+    with caplog.at_level(logging.WARNING):
+        given = ["--image", "face.png", "--mask", "white.png", "--no-grid", "--out", "again"]
+        assert sample.main(["--from", str(drawn), *given]) == 0
+    assert "is not the" not in caplog.text
+    assert sample.main(["--from", str(drawn), "--image", "face.png", "--keep-rows", "2", "--out", "kept"]) == 0
 
 
 def test_another_model_is_refused_unless_given(

@@ -15,6 +15,7 @@ from dalle.generation.rolling import Candidate, RollingBatch
 from dalle.kernels.native.decode_step import Step
 from dalle.kernels.switches import force_backend
 from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import GridsConfig
 from support.native_decode import compiled
 from support.tiny_configs import dalle_config, random_dalle
 
@@ -147,14 +148,35 @@ def test_a_text_that_does_not_fit_leaves_the_batch_as_it_was() -> None:
     assert torch.equal(found[first], alone(model, first))
 
 
+def test_a_candidate_whose_logits_are_not_finite_leaves_the_batch_as_it_was() -> None:
+    model = model_of("sparse")
+    with torch.no_grad():
+        model.text_embedding.weight[19] = float("nan")  # type: ignore[index]
+    batch = RollingBatch(model, 3)
+    first, bad, later = (Candidate(TEXTS[row], row, OPTIONS[1]) for row in (0, 1, 3))
+    batch.join([first])
+    with pytest.raises(ValueError, match="nan or infinite"):
+        batch.join([bad])
+    assert batch.active == [first] and len(batch._free) == 4
+    batch.join([later])
+    found = batch.finished()
+    while batch.rows:
+        batch.step()
+        found |= batch.finished()
+    assert found.keys() == {first, later}
+    for one, codes in found.items():
+        assert torch.equal(codes, alone(model, one))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"shift_tokens": True},
         {"text_features": 8, "text_head": False},
         {"padding": "left", "positions": "rope_1d", "text_head": False},
+        {"grids": GridsConfig(), "positions": "rope_1d"},
     ],
 )
-def test_models_with_one_position_for_all_rows_have_no_rolling_batch(options: dict[str, Any]) -> None:
+def test_models_with_one_position_for_all_rows_or_several_grids_have_no_rolling_batch(options: dict[str, Any]) -> None:
     assert not RollingBatch.supports(DALLE(dalle_config(**options)))
     assert RollingBatch.supports(DALLE(dalle_config()))

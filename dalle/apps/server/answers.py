@@ -16,12 +16,10 @@ from dalle.apps.server.bodies import ImagesBody
 from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
-from dalle.images.size import Size
 from dalle.pipelines.familiarity import warning
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
-_ANSWER = 4  # times --max-pixels, of all images of an answer that are enlarged: each takes time and memory to encode
 # Or a proxy such as nginx would buffer events
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -29,19 +27,8 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class Answers:
     """The answers to one request."""
 
-    def __init__(self, pipe: TextToImage, body: ImagesBody, order: Order, max_pixels: int) -> None:
-        """Prepare them.
-
-        Raises:
-            ApiError: the size that is asked for is out of range.
-        """
-        self.pipe, self.body, self.order = pipe, body, order
-        own = order.request.size or pipe.size
-        self.size = _size(body.size, own, max_pixels)
-        files = order.keep + order.previews * len(order.request.seeds)
-        if self.size != own and files * self.size[0] * self.size[1] > _ANSWER * max_pixels:
-            message = f"size is {body.size}, of {files} images with previews: at most {_ANSWER * max_pixels:,} pixels"
-            raise ApiError(f"{message} are answered with", "size")
+    def __init__(self, pipe: TextToImage, body: ImagesBody, order: Order) -> None:
+        self.pipe, self.body, self.order, self.size = pipe, body, order, order.size
         self.created = int(time.time())
         self.notes = list(order.notes)
 
@@ -134,13 +121,3 @@ def failed(error: ApiError) -> str:
 def event(kind: str, content: dict[str, Any]) -> str:
     """A server-sent event."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **content}, ensure_ascii=False)}\n\n"
-
-
-def _size(given: str | None, own: Size, max_pixels: int) -> Size:
-    if given in (None, "auto"):
-        return own
-    assert given is not None
-    width, height = (int(side) for side in given.split("x"))
-    if not 0 < width * height <= max_pixels:
-        raise ApiError(f"size is {given}: give WIDTHxHEIGHT, of at most {max_pixels:,} pixels, or auto", "size")
-    return width, height

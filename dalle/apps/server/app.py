@@ -99,7 +99,7 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
     if paints:
         app.include_router(PaintRoutes(work, name).router())
     if unclip is not None:
-        app.include_router(UnCLIPRoutes(work, unclip).router())
+        app.include_router(UnCLIPRoutes(work, unclip, name).router())
     there = {"index": None if index is None else len(index), "paint": paints, "unclip": unclip is not None}
     _add_models(app, pipe, settings, name, there)
     _add_health(app, worker)

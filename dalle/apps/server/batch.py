@@ -57,13 +57,20 @@ class Batches:
         self._words: dict[str, tuple[str, ...]] = {}  # prompt -> words that the model has hardly seen
 
     def unfamiliar(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
-        """The words of each prompt that the model has hardly seen in training; those of the last prompts are kept."""
+        """The words of each prompt that the model has hardly seen in training; those of the last prompts are kept.
+
+        Where they cannot be found this is logged, and there are none: images that are finished must not be lost for it.
+        """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._words]
         if len(self._words) > _KEPT_PROMPTS:
             self._words.clear()
             new = list(dict.fromkeys(prompts))
-        self._words.update(zip(new, unfamiliar_words(self.pipe.model, self.pipe.text_tokenizer, new), strict=True))
-        return [self._words[prompt] for prompt in prompts]
+        try:
+            found = unfamiliar_words(self.pipe.model, self.pipe.text_tokenizer, new)
+            self._words.update(zip(new, found, strict=True))
+        except Exception as error:  # such as too little memory
+            log.error("the unfamiliar words of %d prompts cannot be found", len(new), exc_info=error)
+        return [self._words.get(prompt, ()) for prompt in prompts]
 
     def draw(self, units: list[Unit]) -> None:
         """Generate units of one lead and size; whatever happens, each is reported and its slot released."""

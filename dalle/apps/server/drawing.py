@@ -35,6 +35,7 @@ log = logging.getLogger("dalle.server")
 T = TypeVar("T")
 
 _HOLDING = 4  # requests that hold decoded images at a time
+_ANSWER = 4  # times --max-pixels, of all images of an answer that are enlarged: each takes time and memory to encode
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Order:
     request: Request
     keep: int  # images to answer with
     options: dict[str, Any]  # for the metadata of its images
+    size: Size  # of the files of the answer
     previews: int  # previews of each candidate
     notes: list[str]  # what the client should know
 
@@ -57,7 +59,12 @@ class Drawing:
         """Taken while a request holds decoded images, which are up to a thousand times as large as their files."""
 
     def order(
-        self, body: ImagesBody, prompt: str, init_image: InitImage | None = None, used: dict[str, Any] | None = None
+        self,
+        body: ImagesBody,
+        prompt: str,
+        init_image: InitImage | None = None,
+        used: dict[str, Any] | None = None,
+        keeps: bool = False,
     ) -> Order:
         """Check the options of a body.
 
@@ -66,6 +73,7 @@ class Drawing:
             prompt: the prompt.
             init_image: image of which a part is kept.
             used: its entries for the metadata.
+            keeps: whether a part of an image is to be kept that has not been read yet.
 
         Raises:
             ApiError: an option is out of range.
@@ -77,20 +85,21 @@ class Drawing:
             raise ApiError("partial_images goes with stream", "partial_images")
         count = self._candidates(body)
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        if seed > MAX_SEED - count:
+        if seed + count - 1 > MAX_SEED:
             raise ApiError(f"seed is {seed}: image i has seed + i, and the last must be at most 2^63 - 1", "seed")
         try:
             sampling = self.pipe.sampling.updated(**body.sampling())
         except ValueError as error:
             raise ApiError(str(error), str(error).partition(" ")[0]) from None  # which begins with the option's name
         seeds = tuple(range(seed, seed + count))
-        size = None if init_image is not None else self._drawn_size(body.size)
+        size = None if keeps or init_image is not None else self._drawn_size(body.size)
+        answered = self._answered_size(body, size or self.pipe.size, count)
         scored = count > body.n
         request = Request(prompt, seeds, sampling, init_image, scored=scored, negative=body.negative, size=size)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
         options |= {} if size is None else {"size": body.size}
         options |= {} if body.negative is None else {"negative": body.negative}
-        return Order(request, body.n, options, body.partial_images, self._notes(prompt))
+        return Order(request, body.n, options, answered, body.partial_images, self._notes(prompt))
 
     def _drawn_size(self, size: str | None) -> Size | None:
         """The size that images are drawn in, if another than the model's own; None: they are resized at the end."""
@@ -100,6 +109,21 @@ class Drawing:
         width, height = map(int, size.split("x"))
         if (width, height) == self.pipe.size or not self.pipe.draws((width, height)):
             return None
+        return width, height
+
+    def _answered_size(self, body: ImagesBody, drawn: Size, count: int) -> Size:
+        """The size of the files of an answer, for which `count` candidates are drawn in the size `drawn`."""
+        if body.size in (None, "auto"):
+            return drawn
+        assert body.size is not None
+        width, height = map(int, body.size.split("x"))
+        most = self.settings.max_pixels
+        if not 0 < width * height <= most:
+            raise ApiError(f"size is {body.size}: give WIDTHxHEIGHT, of at most {most:,} pixels, or auto", "size")
+        files = body.n + body.partial_images * count
+        if (width, height) != drawn and files * width * height > _ANSWER * most:
+            message = f"size is {body.size}, of {files} images with previews: at most {_ANSWER * most:,} pixels"
+            raise ApiError(f"{message} are answered with", "size")
         return width, height
 
     def _check_texts(self, prompt: str, negative: str | None) -> None:

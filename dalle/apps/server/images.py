@@ -67,7 +67,7 @@ class ImageRoutes:
         form = await inputs.read_form(request)
         body = inputs.validated(EditBody, form.fields)
         check_model(body, self.name)
-        self.drawing.order(body, body.prompt)  # refuses what is wrong before anything is computed
+        self.drawing.order(body, body.prompt, keeps=True)  # refuses what is wrong before anything is computed
         async with self.drawing.holding:
             source = await self._edited(form, body)
         return await self._gone_on(request, body, body.prompt, source)
@@ -77,11 +77,14 @@ class ImageRoutes:
         image, used = await run_in_threadpool(self._image, form, "image")
         mask: Image.Image | None = None
         if body.keep_rows is None:
-            given, more = image, dict[str, Any]()
+            name, given = "image", image
             if "mask" in form.files:
-                given, more = await run_in_threadpool(self._image, form, "mask")
-            mask = await run_in_threadpool(inputs.transparent_mask, given, "mask" if more else "image")
-            used |= more
+                name = "mask"
+                given, more = await run_in_threadpool(self._image, form, name)
+                used |= more
+            mask = await run_in_threadpool(inputs.transparent_mask, given, name)
+            # Those of `dalle sample` are white there: the same file would say the opposite
+            used["mask"] = used[name] | {"transparent": True}
         elif "mask" in form.files:
             raise ApiError("give either mask or keep_rows, to say which part of the image is kept", "keep_rows")
         return await self._source(image, body.keep_rows, mask, used)
@@ -91,7 +94,7 @@ class ImageRoutes:
         form = await inputs.read_form(request)
         body = inputs.validated(VariationBody, form.fields)
         check_model(body, self.name)
-        self.drawing.order(body, body.prompt)
+        self.drawing.order(body, body.prompt, keeps=True)
         async with self.drawing.holding:
             image, used = await run_in_threadpool(self._image, form, "image")
             source = await self._source(image, body.keep_rows, None, used)
@@ -129,7 +132,7 @@ class ImageRoutes:
         return await self._answer(request, body, order, "image_edit")
 
     async def _answer(self, request: Request, body: ImagesBody, order: Order, kind: str) -> Response:
-        said = answers.Answers(self.pipe, body, order, self.settings.max_pixels)
+        said = answers.Answers(self.pipe, body, order)
         request.state.log = {"images": len(order.request.seeds), "user": body.user}
         if self.settings.log_prompts:
             request.state.log["prompt"] = order.request.prompt

@@ -18,6 +18,7 @@ from dalle import __version__
 from dalle.apps.server import inputs
 from dalle.apps.server.bodies import BlendBody, VaryBody
 from dalle.apps.server.errors import ApiError
+from dalle.apps.server.images import check_model
 from dalle.apps.server.schema import json_schema
 from dalle.apps.server.tasks import LongWork
 from dalle.files import url_of
@@ -29,8 +30,8 @@ from dalle.pipelines.unclip import UnCLIP
 class UnCLIPRoutes:
     """The endpoints, for one unCLIP."""
 
-    def __init__(self, work: LongWork, pipe: UnCLIP) -> None:
-        self.work, self.pipe = work, pipe
+    def __init__(self, work: LongWork, pipe: UnCLIP, name: str) -> None:
+        self.work, self.pipe, self.name = work, pipe, name
         self.settings = work.drawing.settings
 
     def router(self) -> APIRouter:
@@ -44,7 +45,8 @@ class UnCLIPRoutes:
     async def vary(self, request: Request) -> Response:
         """Generate variations of an image."""
         body = await inputs.read_json(request, VaryBody)
-        self._check(body.n, body.steps)
+        check_model(body, self.name)
+        self._check("n", body.n, body.steps)
         async with self.work.drawing.holding:
             (image,) = await self.work.drawing.decoded([body.image], "image")
         options = {"eta": body.eta, "steps": body.steps}
@@ -60,7 +62,8 @@ class UnCLIPRoutes:
     async def blend(self, request: Request) -> Response:
         """Interpolate between images and texts, or blend them into one."""
         body = await inputs.read_json(request, BlendBody)
-        self._check(body.frames if body.weights is None else 1, body.steps)
+        check_model(body, self.name)
+        self._check("frames", body.frames if body.weights is None else 1, body.steps)
         longest = max((len(one) for one in body.items if not one.startswith("data:")), default=0)
         if longest > self.settings.max_prompt:
             raise ApiError(f"items has a text of {longest:,} characters: at most {self.settings.max_prompt:,}", "items")
@@ -107,9 +110,9 @@ class UnCLIPRoutes:
         texts = generation_texts("", seed, options, self.pipe.model_hash, f"dalle {__version__}")
         return {"b64_json": base64.b64encode(png_bytes(image, texts)).decode(), "seed": seed}
 
-    def _check(self, images: int, steps: int) -> None:
+    def _check(self, name: str, images: int, steps: int) -> None:
         if images > self.settings.max_n:
-            raise ApiError(f"{images} images: at most {self.settings.max_n} at a time", "n")
+            raise ApiError(f"{name} is {images}: at most {self.settings.max_n} images at a time", name)
         if steps > self.settings.max_steps:
             raise ApiError(f"steps is {steps}: at most {self.settings.max_steps}", "steps")
 

@@ -206,7 +206,8 @@ class Worker:
                 self._run_task(self.task)
         # Whoever still waits when the thread ends must be answered
         for future, _ in self._calls:
-            future.set_exception(Stopping())
+            if future.set_running_or_notify_cancel():  # else it was canceled while it waited
+                future.set_exception(Stopping())
         for listener in (*(job.listener for job in self.queue.jobs()), *(task.listener for task in self._tasks)):
             notify(listener, Failed(Stopping()))
 

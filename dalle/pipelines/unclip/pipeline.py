@@ -20,7 +20,7 @@ from torch import Tensor
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
 from dalle.generation.progress import Progress
-from dalle.generation.rerank import score
+from dalle.generation.rerank import match
 from dalle.generation.slerp import blend, check_theta, check_weights, slerp, text_difference
 from dalle.images.transforms import check_images, check_mask, inpaint_pixels, square_tensor, to_images
 from dalle.pipelines.request import as_list, as_texts, check_count, check_number, check_request, check_seed, check_text
@@ -117,7 +117,7 @@ class UnCLIP(EmbeddingDecoder):
             decoded = self._decode(z, text, seeds, sampling, inpainting, meter)
             images += to_images(decoded)
             if self.judge is not None:
-                scores.append(score(self.judge, decoded, captions))
+                scores.append(match(self.judge, decoded, captions))
         all_scores = torch.cat(scores) if scores else None
         parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
         return [

@@ -162,6 +162,23 @@ def test_one_request_cannot_ask_for_too_much(served: Running, name: str) -> None
     assert answer.status_code == 400 and error["param"] == param and message in error["message"], error
 
 
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("path", ["edits", "variations"])
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"size": "999x999"}, "at most 100,000"), ({"size": "300x300", "n": "5"}, "of 5 images")]
+)
+def test_a_size_is_refused_before_the_image_is_read(
+    path: str, draws: bool, fields: dict[str, str], message: str, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model draws it: an image of which a part is kept has the model's own."""
+    monkeypatch.setattr(served.worker.pipe, "draws", lambda size: draws)
+    files = {"image": ("a.png", b"no image", "image/png")}
+    with served.http() as http:
+        answer = http.post(f"/v1/images/{path}", files=files, data={"prompt": "a"} | fields)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == "size" and message in error["message"]
+
+
 def test_overflowing_number_is_refused(served: Running) -> None:
     with served.http() as http:
         content = b'{"prompt": "a", "temperature": 1e999}'

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sample
 from dalle.apps.server.bodies import EditBody, GenerationBody, ImagesBody, VariationBody
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.generation.options import SamplingConfig
@@ -90,6 +93,11 @@ def test_seeds_above_2_to_the_53_may_be_text(served: Running, tiny_pipe: TextToI
         assert image.convert("RGB").tobytes() == expected.tobytes(), number
 
 
+def test_the_last_of_all_seeds_is_taken(served: Running) -> None:
+    answer = served.openai().images.generate(prompt="a", extra_body={"seed": str(2**63 - 1)})
+    assert answer.data is not None and [one.seed for one in answer.data] == [2**63 - 1]  # type: ignore[attr-defined]
+
+
 def test_images_have_the_requested_size_and_format(served: Running) -> None:
     images = served.openai().images
     answer = images.generate(prompt="a", size="1024x1024", output_format="webp", output_compression=50)  # type: ignore[call-overload]
@@ -121,6 +129,40 @@ def test_edits_inpaint_transparent_pixels(served: Running, tiny_pipe: TextToImag
     answer = images.edit(image=[whole], prompt="a red heart", extra_body={"seed": 5, "keep_rows": 2})
     assert answer.data is not None
     assert image_of(answer.data[0]).convert("RGB").tobytes() == upper.images[0].tobytes()
+
+
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_an_edit_comes_again_from_its_png_with_a_mask_of_the_command(
+    name: str,
+    served: Running,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server's mask, or the image itself, is transparent where that of the command is white."""
+    clear, white = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    white.paste(255, (4, 8, 16, 16))
+    clear.putalpha(white.point(lambda value: 255 - value))
+    files = {"image": png(clear if name == "image" else noise()), "mask": png(clear)}
+    sent = {one: (f"{one}.png", file) for one, file in files.items() if one in ("image", name)}
+    answer = served.openai().images.edit(**sent, prompt="a red heart", extra_body={"seed": 5})  # type: ignore[call-overload]
+    edited = tmp_path / "edited.png"
+    edited.write_bytes(base64.b64decode(answer.data[0].b64_json))
+    hole = {"file": name, "sha256": hashlib.sha256(files[name]).hexdigest(), "transparent": True}
+    assert json.loads(Image.open(edited).text["options"])["mask"] == hole  # type: ignore[attr-defined]
+    for one, file in files.items():
+        (tmp_path / f"{one}.png").write_bytes(file)
+    white.save(tmp_path / "white.png")
+    again = ["--from", str(edited), "--image", str(tmp_path / "image.png"), "--model", str(tiny_model), "--no-grid"]
+    assert sample.main([*again, "--mask", str(tmp_path / f"{name}.png")]) == 2
+    assert f"was drawn where its {name} is transparent: give as --mask an image that is" in capsys.readouterr().err
+    with caplog.at_level(logging.WARNING):
+        out = tmp_path / "again"
+        assert sample.main([*again, "--mask", str(tmp_path / "white.png"), "--out", str(out)]) == 0
+    (file,) = out.glob("*/*.png")
+    assert Image.open(file).convert("RGB").tobytes() == Image.open(edited).convert("RGB").tobytes()
+    assert "is not the" not in caplog.text
 
 
 def test_variations_keep_the_upper_half(served: Running, tiny_pipe: TextToImage) -> None:

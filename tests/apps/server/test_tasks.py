@@ -187,6 +187,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "weight": ("paint", {"prompt": "a", "steps": 1, "init_weight": -1}, "init_weight", "init_weight is -1"),
     "no image": ("paint", {"prompt": "a", "steps": 1, "image": "####"}, "image", "neither base64"),
     "many": ("vary", {"image": "####", "n": 5}, "n", "at most 4"),
+    "many frames": ("blend", {"items": ["a", "b"], "frames": 5}, "frames", "frames is 5: at most 4"),
     "eta": ("vary", {"image": "####", "eta": 2}, "eta", "eta: "),
     "blend of one": ("blend", {"items": ["a"]}, "items", "items: "),
     "a URL": ("blend", {"items": ["a", "https://a.org/b"], "frames": 2, "steps": 1}, "items", "b in items is a URL"),
@@ -203,6 +204,17 @@ def test_wrong_fields_are_named(served: Running, name: str) -> None:
     error = answer.json()["error"]
     assert answer.status_code == 400, answer.text
     assert message in error["message"] and error["param"] == param and "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(("path", "body"), [("vary", {"image": url(picture(1))}), ("blend", {"items": ["a", "b"]})])
+def test_another_model_than_the_servers_is_refused(served: Running, path: str, body: dict[str, Any]) -> None:
+    short = {"n": 1, "steps": 1} if path == "vary" else {"frames": 2, "steps": 1}
+    with served.http() as http:
+        answer = http.post(f"/v1/{path}", json=body | short | {"model": "dall-e-9"})
+        (model,) = http.get("/v1/models").json()["data"]
+        own = http.post(f"/v1/{path}", json=body | short | {"model": model["id"]})
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"
+    assert own.status_code == 200
 
 
 def test_missing_components_are_not_offered(tmp_path: Path) -> None:

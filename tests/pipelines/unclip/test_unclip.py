@@ -21,6 +21,7 @@ import sample
 from dalle.__main__ import main
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.unclip import assemble
+from dalle.generation.rerank import score
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP
@@ -108,6 +109,18 @@ def test_images_have_scores_and_seeds(pipe: UnCLIP) -> None:
         assert len(set(result.seeds)) == 2 and set(result.seeds) <= {5, 6, 7}
         assert {image.size for image in result.images} == {(16, 16)}
     assert told[-1] == (36, 36) and told == sorted(told)  # 6 candidates, 3 steps twice
+
+
+def test_scores_of_a_siglip_are_probabilities(folder: Path, tmp_path: Path) -> None:
+    judge = CLIP(clip_config(depth=1, text_vocab=4096, sigmoid=True))
+    source = saved(tmp_path / "judge", "clip", judge, 5, {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"})
+    pipe = UnCLIP.from_pretrained(folder, device="cpu", clip=source)
+    (found,) = pipe("a red heart", n=3)
+    assert pipe.judge is not None and found.scores is not None
+    images = torch.stack([square_tensor(image, 16) for image in found.images])
+    cosines = score(pipe.judge, images, ["a red heart"] * 3)
+    assert found.scores == pytest.approx(pipe.judge.probabilities(cosines).tolist(), abs=1e-3)
+    assert abs(torch.tensor(found.scores) - cosines).min() > 0.05
 
 
 @pytest.mark.parametrize("prior", ["prior", "prior-ar"])
