@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dalle.checkpoints.lazy_tensor import Tensors
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
@@ -39,12 +42,15 @@ def _run(args: argparse.Namespace) -> None:
     if (args.interpolate is None) != (args.start is None):
         raise ValueError("--interpolate SHARE and --with SOURCE go together: give both, or none")
     check_folder(args.out, "OUT")
-    run, tensors = args.run_folder, None
+    run: Path = args.run_folder
+    tensors: Tensors | None = None
     if is_checkpoint(run):
         latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)  # from RUN/checkpoints/step-... to RUN
     _check_run(run)
     _check_place(run, args.out)
+    if tensors is not None:
+        tensors = _whole(run, tensors)
     if args.start is not None:
         from dalle.checkpoints.interpolate import interpolate
 
@@ -53,6 +59,35 @@ def _run(args: argparse.Namespace) -> None:
     replaced = model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB{', in place of the model that was there' if replaced else ''}")
+
+
+def _whole(run: Path, tensors: Tensors) -> Tensors:
+    """All weights of a checkpoint of a run, whose LoRA adapters, if it holds these alone, are merged into `init_from`.
+
+    Raises:
+        ValueError: it holds adapters, and the weights that they change are in no file, or the run's config has no LoRA.
+    """
+    from dataclasses import replace
+
+    from dalle.training.init_from import initial_weights, resize_positions
+    from dalle.training.lora import merged
+    from dalle.training.recipe import CLIPRecipe, DALLERecipe, load_recipe
+
+    if not any("lora_" in name for name in tensors):
+        return tensors
+    recipe = load_recipe(run / "config.yaml")
+    if not isinstance(recipe, CLIPRecipe | DALLERecipe) or recipe.lora is None:
+        raise ValueError(
+            f"{run / 'config.yaml'} has no lora, and the checkpoint is of a run with it: restore the original"
+        )
+    if recipe.init_from is None:
+        raise ValueError(f"{run} began without init_from, and its checkpoints hold LoRA adapters alone: export {run}")
+    lora = recipe.lora
+    recipe = replace(recipe, run=replace(recipe.run, dir=run))  # it may have been moved, with what it converted
+    base = initial_weights(recipe)
+    if isinstance(recipe, DALLERecipe):
+        base = resize_positions(base, recipe.model)
+    return merged({**base, **tensors}, lora)
 
 
 def _check_run(run: Path) -> None:

@@ -66,7 +66,7 @@ def caption_metrics(
             else:
                 other_part = [captions[index] for index in other_captions[part]]
                 condition = _encode(text_tokenizer, other_part, model)
-            nats = model.token_losses(condition, all_codes[part])[1]
+            nats = model.image_losses(condition, all_codes[part])
             sums[name][0] += nats.sum().item()
             sums[name][1] += nats.numel()
     metrics = own_sums.metrics()

@@ -24,12 +24,6 @@ class EngineOptions:
     max_memory: Annotated[int, Range(1, ceiling=10**18)] | None = None
     """Bytes that a batch may take besides the weights; null: half of the free memory."""
 
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if self.window < 1:
-            raise ValueError(f"window is {self.window}; it must be at least 1 (1 generates one token at a time)")
-
 
 def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, dict[str, Any]]:
     """Options of speed and memory, and the rest of a call's options: those that affect its images."""
@@ -60,22 +54,10 @@ class SamplingConfig:
     thumbnails): mistakes are rarely drawn twice; 0 chooses by CLIP alone."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance is {self.guidance}; it must be 0 or more (1 is no guidance)")
-        if self.guidance_until is not None and self.guidance_until < 0:
-            raise ValueError(f"guidance_until is {self.guidance_until}; it must be 0 or more image tokens")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (the most likely token) or more")
         if 0 < self.temperature < COLDEST:
             raise ValueError(
                 f"temperature is {self.temperature}; it must be 0 (the most likely token) or at least {COLDEST:g}"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1 (omit it to keep all codes)")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not 0 <= self.agreement < float("inf"):
-            raise ValueError(f"agreement is {self.agreement}; it must be 0 (choose by CLIP alone) or more")
 
     def updated(self, **given: float | int | None) -> SamplingConfig:
         """A copy with these options, except those that are None.

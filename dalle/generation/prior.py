@@ -45,9 +45,7 @@ class PriorSamplingConfig:
     """autoregressive: sample from the k most likely buckets only; null: from all."""
 
     def __post_init__(self) -> None:
-        self.token_sampling()  # its own checks raise if a value is out of range
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; it must be at least 1")
+        self.token_sampling()  # its own check raises if the temperature is too low
 
     def token_sampling(self) -> SamplingConfig:
         """The autoregressive prior's options as a `SamplingConfig`."""

@@ -44,15 +44,6 @@ class VQConfig:
     revive_after: NonNegativeInt = 100
     """Steps without use after which a code is restarted at one of the encoder's outputs; 0: never."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay is {self.decay}; it must be at least 0 and below 1")
-        if min(self.codebook_size, self.code_channels) < 1 or self.revive_after < 0:
-            raise ValueError(
-                f"codebook_size {self.codebook_size}, code_channels {self.code_channels}, "
-                f"revive_after {self.revive_after}: the first two must be at least 1, the last at least 0"
-            )
-
 
 class VectorQuantizer(Quantizer):
     """Replaces each latent by the nearest code; the gradient passes straight through to the encoder.

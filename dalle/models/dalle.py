@@ -99,10 +99,11 @@ class DALLE(TokenEmbeddings):
             input_ids: int [B, N], what the model reads instead of `image_ids`, which remain the targets.
 
         Returns:
-            Scalars. "text": over the T - 1 text tokens that have a predecessor (0 for models without a text head);
-            "image": over the N image tokens. With z_weight or smoothing also "text_nats" and "image_nats", the plain
-            cross-entropy; with z_weight "text_z" and "image_z", the means of log² Z; with `accuracy` "image_accuracy",
-            a share. Only the first two carry gradients.
+            Scalars. "text": over the text tokens that have a predecessor, T - 1, with `begin_id` T (0 for models
+            without a text head); "image": over the N image tokens. With z_weight or smoothing also "text_nats" and
+            "image_nats", the plain cross-entropy; with z_weight "text_z" and "image_z", the means of log² Z; both of
+            text only with a text head. With `accuracy` "image_accuracy", a share. Only "text" and "image" carry
+            gradients.
         """
         prefix = captions.prefix(text, self.config)
         hidden = self._hidden(prefix, image_ids if input_ids is None else input_ids)
@@ -124,15 +125,6 @@ class DALLE(TokenEmbeddings):
                 if scores.accuracy is not None:
                     results[name + "_accuracy"] = scores.accuracy
         return results
-
-    def token_losses(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each token, in nats, in float32.
-
-        Returns:
-            [B, T - 1] for the text from its second token on (with `begin_id` [B, T], without text head [B, 0]); [B, N].
-        """
-        text_nats, image_nats, _ = self.token_losses_and_predictions(text, image_ids)
-        return text_nats, image_nats
 
     def image_losses(self, text: Tensor, image_ids: Tensor) -> Tensor:
         """Cross-entropy of each image token, in nats, in float32, [B, N]; the text's is not computed."""
@@ -162,7 +154,12 @@ class DALLE(TokenEmbeddings):
         return nats
 
     def token_losses_and_predictions(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`token_losses`, and the argmax of the logits at each image token, int64 [B, N]."""
+        """Cross-entropy of each token, in nats, in float32, and the argmax of the logits at each image token.
+
+        Returns:
+            [B, T - 1] for the text from its second token on (with `begin_id` [B, T], without text head [B, 0]); [B, N];
+            int64 [B, N].
+        """
         prefix = captions.prefix(text, self.config)
         image, text_part = self._heads(self._hidden(prefix, image_ids), prefix, image_ids)
         scores = token_scores(*image)  # [B N] each

@@ -140,6 +140,10 @@ class DALLEConfig:
             raise ValueError("padding: left needs text_head: false, full attention, and no begin_id")
         if self.text_features is not None and self.text_head:
             raise ValueError("text_features needs text_head: false, as features cannot be predicted as tokens")
+        if self.text_features is not None and (self.begin_id is not None or self.dropped_ids or self.padding == "left"):
+            raise ValueError(
+                "text_features needs no begin_id, no dropped_ids, and no padding: left, which are of text ids"
+            )
         # Image tokens take a quarter of their channels from above, and a quarter from the left
         if self.shift_tokens and self.transformer.width % 4:
             raise ValueError(f"shift_tokens needs a width that is a multiple of 4, not {self.transformer.width}")

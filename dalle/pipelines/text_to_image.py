@@ -44,7 +44,8 @@ class TextToImage:
         image_tokenizer: decodes codes to pixels, and encodes initial images to codes.
         clip: ranks candidates; None if there is none.
         sampling: sampling options that a call does not give.
-        model_hash: sha256 of the weights and of the components they were trained with; "" if not from a folder.
+        model_hash: sha256 of the weights and of the components they were trained with, or of a published file; "" if
+            not given.
         image_size: height and width of the images that the image tokenizer is meant for, in pixels.
         size: width and height of the images, in pixels.
     """

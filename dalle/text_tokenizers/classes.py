@@ -20,10 +20,6 @@ class ClassTokenizerConfig:
     classes: Annotated[int, Range(1, ceiling=2**24)] = 1000
     """Number of classes; ImageNet's are numbered from 0 in the order of their WordNet ids."""
 
-    def __post_init__(self) -> None:
-        if self.classes < 1:
-            raise ValueError(f"classes is {self.classes}; it must be at least 1")
-
 
 class ClassTokenizer(TextTokenizer):
     """A row is one id, the class; the last id is the null class of classifier-free guidance, as is a blank caption."""

@@ -56,21 +56,6 @@ class OptimConfig:
     ema: Annotated[float, Range(0, 1, below=True, hint="null keeps no average")] | None = 0.999
     """Decay of the EMA weights, which are validated and exported; null uses the trained weights."""
 
-    def __post_init__(self) -> None:
-        if self.lr < 0 or self.weight_decay < 0 or self.warmup < 0 or self.final_lr < 0:
-            raise ValueError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}, final_lr {self.final_lr}: "
-                "none may be below 0"
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (1 disables it)")
-        if self.warmup_tokens is not None and self.warmup_tokens < 0:
-            raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in steps)")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0 (null does not clip)")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1 (null disables the EMA)")
-
 
 @config
 class CosineSchedule:
@@ -82,10 +67,6 @@ class CosineSchedule:
     """Value from `steps` on."""
     steps: NonNegativeInt
     """Number of steps from `first` to `last`."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; it must be at least 0")
 
     def at(self, step: int) -> float:
         """Return the value at `step`."""

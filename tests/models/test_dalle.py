@@ -18,6 +18,7 @@ from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
 SMALL = dalle_config(depth=4)
 KINDS: list[Kind] = ["full", "row", "column", "conv"]
+FEATURES = {"text_features": 6, "text_head": False}
 QK_NORM = transformer_config(depth=4, qk_norm=True)
 VARIANTS = [
     *(replace(SMALL, attention=(kind,), positions=positions) for kind in KINDS for positions in ("learned", "rope")),
@@ -106,7 +107,7 @@ def test_losses_equal_log_probabilities_token_by_token() -> None:
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_losses_of_texts_alone_equal_those_before_an_image(config: DALLEConfig, count: int) -> None:
     model, (text, image_ids) = build(config), pairs()
-    expected = model.token_losses(text, image_ids)[0]  # of padded texts, with the image
+    expected = model.token_losses_and_predictions(text, image_ids)[0]  # of padded texts, with the image
     if config.begin_id is None:
         expected = F.pad(expected, (1, 0))
     assert (expected[:, 1:] > 0).all()
@@ -229,6 +230,9 @@ def test_too_many_tokens_are_refused() -> None:
         ({"null_ids": (1,) * 6}, "null_ids has 6 ids"),
         ({"dropped_ids": (1,) * 6}, "dropped_ids has 6 ids"),
         ({"null_ids": (1,), "null_keeps_ends": True}, "two kinds of null captions"),
+        (FEATURES | {"begin_id": 3}, "text_features needs no begin_id"),
+        (FEATURES | {"dropped_ids": (3,)}, "text_features needs no begin_id, no dropped_ids"),
+        (FEATURES | {"padding": "left", "positions": "rope_1d"}, "and no padding: left"),
     ],
 )
 def test_wrong_shapes_are_refused(wrong: dict, message: str) -> None:

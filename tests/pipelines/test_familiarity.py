@@ -23,7 +23,7 @@ def slow_nats(pipe: TextToImage, ids: list[int]) -> list[float]:
         rows[:, :place] = torch.tensor(ids[:place])
         rows[:, place] = torch.arange(len(rows))
         codes = torch.zeros(len(rows), pipe.model.config.image_length, dtype=torch.int64)
-        likelihoods = pipe.model.token_losses(rows, codes)[0][:, place - 1].neg().exp()
+        likelihoods = pipe.model.token_losses_and_predictions(rows, codes)[0][:, place - 1].neg().exp()
         # What is left is for the other places' padding tokens
         assert 0 < float(likelihoods.sum()) <= 1 + 1e-5
         found.append(-float(likelihoods[ids[place]].log()))

@@ -326,6 +326,9 @@ def test_lora_changes_the_towers_target_layers_only(lock: str | None, source: Pa
     kept = read_tensors(checkpoint / "weights.safetensors")
     assert {name for name in kept if "lora_" not in name} == {"model.logit_scale", "model.logit_bias"}
     assert len(kept) == 2 * len(layers) + 2
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 0
+    exported = dalle.load_clip(tmp_path / "out").state_dict()
+    assert exported.keys() == after.keys() and all(torch.equal(exported[name], after[name]) for name in after)
     assert train.main([file, *options, "loss=sigmoid", "resume=true", "run.steps=3"]) == 0
     again = dalle.load_clip(tmp_path / "run/model").state_dict()
     assert again["logit_scale"] != after["logit_scale"]

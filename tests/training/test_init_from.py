@@ -19,7 +19,7 @@ import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.quantization import pack, unpack
-from dalle.checkpoints.tensors import read_tensors
+from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE
@@ -94,6 +94,8 @@ def test_published_models_are_finetuned(lora: dict[str, Any] | None, tmp_path: P
         (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
         kept = read_tensors(checkpoint / "weights.safetensors")
         assert kept and all("lora_" in name for name in kept)
+        assert main(["export", str(checkpoint), str(tmp_path / "exported")]) == 0
+        assert not any(moved(after, dalle.load_model(tmp_path / "exported")).values())
         assert train.main([*arguments, "resume=true", "run.steps=3"]) == 0
     pipe = dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")
     assert pipe.sampling.top_k == 256 and pipe("ab c")[0].images
@@ -124,6 +126,51 @@ def test_merged_lora_gives_the_same_logits() -> None:
     text, image = torch.randint(1, 9, (2, 4)), torch.randint(0, 7, (2, 4))
     with torch.no_grad():
         torch.testing.assert_close(model(text, image), plain(text, image))
+
+
+def adapters_only(run: Path, matrix: str) -> dict[str, torch.Tensor]:
+    """Turn a run into one with LoRA that has gone on since its checkpoint; returns the weights of the checkpoint."""
+    config, model = run / "config.yaml", run / "model/model.safetensors"
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"lora": {"rank": 2, "alpha": 4}}))
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    (checkpoint / "SHA256SUMS").unlink()
+    weights = read_tensors(model)
+    (rows, columns), generator = weights[matrix].shape, torch.Generator().manual_seed(0)
+    low, high = (torch.randn(shape, generator=generator) for shape in ((2, columns), (rows, 2)))
+    place = f"model.{matrix.removesuffix('.weight').replace('.', '/')}/lora_{{}}/default/weight"
+    write_tensors({place.format("A"): low, place.format("B"): high}, checkpoint / "weights.safetensors")
+    write_tensors(weights | {matrix: torch.zeros(rows, columns)}, model)
+    return weights | {matrix: weights[matrix] + 2 * high @ low}
+
+
+@pytest.mark.parametrize("stage", ["dalle", "clip"])
+def test_export_merges_the_adapters_of_a_checkpoint(
+    stage: str, tiny_parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, still = tiny_parts / {"dalle": "model", "clip": "clip"}[stage], ["optim.lr=0", "optim.weight_decay=0"]
+    options, matrix = ["loss=sigmoid"], "vision.transformer.blocks.0.attention.qkv.weight"
+    if stage == "dalle":  # its positions are interpolated
+        large, matrix = tmp_path / "large", "transformer.blocks.1.feed_forward.down.weight"
+        assert main(["convert", str(tiny_parts / "image_tokenizer"), str(large), "image_size=32"]) == 0
+        options = [f"image_tokenizer={large}", "model.grid=[8, 8]"]
+    assert train.main([recipe(tmp_path, source, stage=stage), *still, *options]) == 0
+    run = (tmp_path / "run").rename(tmp_path / "elsewhere")
+    expected = adapters_only(run, matrix)
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 0
+    found = read_tensors(tmp_path / "out/model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    wrong = {"lora": "has no lora"} | ({"init_from": f"adapters alone: export {run}"} if stage == "dalle" else {})
+    for key, message in wrong.items():
+        (run / "config.yaml").write_text(yaml.safe_dump(content | {key: None}))
+        capfd.readouterr()
+        assert main(["export", str(checkpoint), str(tmp_path / "none")]) == 2
+        error = capfd.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
 def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:

@@ -133,20 +133,24 @@ class SampleEvaluation:
         return rows
 
     def evaluate_scenes(self) -> Rows:
-        """Accuracy of background colors, colors of one-color icons, and spatial relations of two objects."""
+        """Accuracy of background colors, colors of one-color icons, and spatial relations of two objects.
+
+        What the chosen images give no prompts for is left out.
+        """
         chosen = choose_images(self.training, self.options.count, self.options.seed)
         rows: Rows = {}
         backgrounds = scenes.background_prompts(self.training, chosen, self.options.seed)
-        for title, images in self._first_and_best([item.prompt for item in backgrounds]).items():
-            rows[title] = {"background": scenes.background_accuracy(images, backgrounds)}
+        if backgrounds:  # there are none where no image leaves its border free
+            for title, images in self._first_and_best([item.prompt for item in backgrounds]).items():
+                rows[title] = {"background": scenes.background_accuracy(images, backgrounds)}
         icons = scenes.icon_prompts(self.training, self.options.count, self.options.seed)
         if icons:
             for title, images in self._first_and_best([item.prompt for item in icons]).items():
-                rows[title]["icon_color"] = scenes.icon_color_accuracy(images, icons)
+                rows.setdefault(title, {})["icon_color"] = scenes.icon_color_accuracy(images, icons)
         relations = scenes.relation_prompts(self.training, chosen, self.options.seed)
         if relations:
             for title, images in self._first_and_best([item.prompt for item in relations]).items():
-                rows[title]["relation"] = scenes.relation_accuracy(self.judge, images, relations)
+                rows.setdefault(title, {})["relation"] = scenes.relation_accuracy(self.judge, images, relations)
             real = scenes.compose_scenes(self.training, relations)
             reconstructed = decode_images(self.pipe, self._encode(real))
             rows["real"] = {"relation": scenes.relation_accuracy(self.judge, real, relations)}

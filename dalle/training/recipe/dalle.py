@@ -75,9 +75,14 @@ class DALLERecipe:
                 "model.stored_masks are masks among the weights of init_from, which is null: set model.stored_masks=[] "
                 "and choose by model.attention"
             )
-        if not self.text_weight and not self.image_weight and (self.grpo is None or self.grpo.supervised):
-            hint = "set one above 0" if self.grpo is None else "set one above 0, or grpo.supervised=0"
-            raise ValueError(f"text_weight and image_weight are both 0: nothing would be learned from images; {hint}")
+        predicts_text = self.model.text_head and self.model.prefix_length > 1  # nothing precedes a single token
+        learns = self.image_weight or (self.text_weight and predicts_text)
+        if not learns and (self.grpo is None or self.grpo.supervised):
+            both = "text_weight and image_weight are both 0"
+            cause = both if predicts_text else "image_weight is 0, and the model predicts no text"
+            hint = f"set {'one' if predicts_text else 'image_weight'} above 0"
+            hint += "" if self.grpo is None else ", or grpo.supervised=0"
+            raise ValueError(f"{cause}: nothing would be learned from images; {hint}")
         if self.grpo is not None and self.run.sharding == "fsdp":  # before a run of many processes finds it out
             raise ValueError(NOT_SHARDED)
         if self.grpo is not None and self.grpo.needs_clip and self.clip is None:

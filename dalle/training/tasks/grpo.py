@@ -18,6 +18,7 @@ from dalle.checkpoints.load import load_clip
 from dalle.data.batch import Batch
 from dalle.generation.generate import generate
 from dalle.images.transforms import resize_batch
+from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import DALLERecipe
 from dalle.training.recipe.grpo import NOT_SHARDED
@@ -60,8 +61,9 @@ class GRPOTask(DALLETask):
     def inputs(self, batch: Batch) -> PolicyInputs:
         """Draw the candidates of each caption, with seeds that depend on its pair alone, and compare them."""
         prompts = self._encode(batch.captions).to(self.device)
-        # With BPE dropout they are encoded to other ids; without it not once more, which takes a T5 its time
-        pairs = super().inputs(batch) if self.recipe.bpe_dropout else self._inputs_of(batch, prompts)
+        # With BPE dropout they are encoded to other ids; a T5 has none, and would take its time once more
+        dropout = self.recipe.bpe_dropout and not isinstance(self.text_tokenizer, T5Encoder)
+        pairs = super().inputs(batch) if dropout else self._inputs_of(batch, prompts)
         seeds = [candidate_seeds(seed, self.grpo.candidates) for seed in batch.seeds]
         # With run.compile each new shape (a growing KV cache) would trigger another compilation
         with torch.compiler.set_stance("force_eager"):

@@ -82,7 +82,7 @@ def test_token_ids_of_a_model_out_of_range_are_refused(model: DALLE, bad: int) -
     codes = torch.zeros(2, 20, dtype=torch.int64)
     wrong = codes.clone()
     wrong[1, -1] = bad  # the last is no input, only a target
-    for call in (model.losses, model.token_losses, model):
+    for call in (model.losses, model.token_losses_and_predictions, model):
         with pytest.raises(IndexError, match="image codes.*below 64"):
             call(TEXT, wrong)
     text = TEXT.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.images.transforms import resize_batch
 from dalle.models.dalle import DALLE
+from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.grpo import GRPOTask, PolicyInputs, advantages, candidate_seeds
-from support.tiny_model import GRID, IMAGE_SIZE, dalle_recipe, make_tiny_model
+from support.tiny_model import DALLE_MODEL, GRID, IMAGE_SIZE, dalle_recipe, make_tiny_model
 
+CPU = torch.device("cpu")
+SILENT = DALLE_MODEL | {"text_head": False}
+UNDROPPED = {"caption_dropout": 0, "sampling": {"guidance": 1}}
 CAPTIONS = ["a red heart", "लाल दिल", "two blue stars"]
 
 
@@ -169,6 +174,7 @@ def test_sharding_and_planning_are_refused(
         ({"grpo": {"text": 0, "image": 0, "pixels": 0}}, "nothing would be rewarded"),
         ({"grpo": {"candidates": 1}}, "candidates is 1"),
         ({"text_weight": 0, "image_weight": 0}, "or grpo.supervised=0"),
+        ({"model": SILENT, "image_weight": 0}, "set image_weight above 0, or grpo.supervised=0"),
     ],
 )
 def test_recipes_that_cannot_work(tiny_parts: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -184,9 +190,41 @@ def test_a_sharded_recipe_is_refused_before_it_runs(tiny_parts: Path, tmp_path: 
 
 
 def test_rewards_alone_are_something_to_learn_from(tiny_parts: Path, tmp_path: Path) -> None:
-    recipe_of(tiny_parts, tmp_path, grpo={"supervised": 0}, text_weight=0, image_weight=0)
-    with pytest.raises(ConfigError, match="nothing would be learned"):
-        recipe_of(tiny_parts, tmp_path, grpo=None, text_weight=0, image_weight=0)
+    for silent in {"text_weight": 0}, {"model": SILENT}, {"model": DALLE_MODEL | {"text_length": 1}}:
+        recipe_of(tiny_parts, tmp_path, grpo={"supervised": 0}, image_weight=0, **silent)
+        with pytest.raises(ConfigError, match="nothing would be learned"):
+            recipe_of(tiny_parts, tmp_path, grpo=None, image_weight=0, **silent)
+    recipe_of(tiny_parts, tmp_path, grpo=None, image_weight=0)  # captions alone are as well
+
+
+class Features(T5Encoder):
+    """In place of a T5: the features of a caption depend on its length."""
+
+    def __init__(self) -> None:
+        self.width, self.encoded = 6, 0
+
+    def encode(self, texts: Sequence[str], length: int = 0) -> Tensor:
+        self.encoded += len(texts)
+        return torch.stack([torch.full((length, 6), float(len(text))) for text in texts])
+
+
+def test_a_text_encoder_reads_each_caption_once(
+    tiny_parts: Path, tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Features()
+    monkeypatch.setattr(T5Encoder, "load", lambda *_: encoder)
+    model = {name: value for name, value in SILENT.items() if name != "text_vocab"} | {"text_features": 6}
+    own = GRPOTask(recipe_of(tiny_parts, tmp_path, model=model, **UNDROPPED), CPU)
+    inputs = own.inputs(batch)
+    assert encoder.encoded == len(CAPTIONS) and own.recipe.bpe_dropout > 0
+    assert torch.equal(inputs.text, inputs.prompts)
+
+
+def test_captions_are_read_again_with_bpe_dropout(tiny_parts: Path, tmp_path: Path, batch: Batch) -> None:
+    for dropout in 0.0, 1.0:
+        own = GRPOTask(recipe_of(tiny_parts, tmp_path, bpe_dropout=dropout, **UNDROPPED), CPU)
+        inputs = own.inputs(batch)
+        assert torch.equal(inputs.text, inputs.prompts) == (dropout == 0)
 
 
 def test_a_run_resumes_with_the_clip_that_rewards(
