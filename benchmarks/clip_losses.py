@@ -6,9 +6,9 @@ things (test_concept), style and group by zero-shot on test_pair. Recipe options
 run.steps=600. A run that was interrupted goes on.
 
 Towers, images and runs are smaller than the recipe's, and the pairs are emoji on white with English captions, so that
-both losses take some three minutes of one core: enough to tell which learns more from as many pairs, not how good a CLIP
-becomes. `--full` trains as the recipe says (2.5 s for each 384 pairs on one core), so it is for a GPU;
-its table has the goals of the CLIP that ships.
+both losses take some three minutes of one core: enough to tell which learns more from as many pairs, not how good a
+CLIP becomes. `--full` trains as the recipe says (2.5 s for each 384 pairs on one core), so it is for a GPU; its table
+has the goals of the CLIP that ships.
 """
 
 from __future__ import annotations

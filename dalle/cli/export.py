@@ -69,7 +69,7 @@ def _whole(run: Path, tensors: Tensors) -> Tensors:
     """
     from dataclasses import replace
 
-    from dalle.training.init_from import initial_weights, resize_positions
+    from dalle.training.init_from import initial_weights
     from dalle.training.lora import merged
     from dalle.training.recipe import CLIPRecipe, DALLERecipe, load_recipe
 
@@ -82,12 +82,8 @@ def _whole(run: Path, tensors: Tensors) -> Tensors:
         )
     if recipe.init_from is None:
         raise ValueError(f"{run} began without init_from, and its checkpoints hold LoRA adapters alone: export {run}")
-    lora = recipe.lora
-    recipe = replace(recipe, run=replace(recipe.run, dir=run))  # it may have been moved, with what it converted
-    base = initial_weights(recipe)
-    if isinstance(recipe, DALLERecipe):
-        base = resize_positions(base, recipe.model)
-    return merged({**base, **tensors}, lora)
+    moved = replace(recipe, run=replace(recipe.run, dir=run))  # perhaps, with what it converted
+    return merged({**initial_weights(moved), **tensors}, recipe.lora)
 
 
 def _check_run(run: Path) -> None:

@@ -38,7 +38,7 @@ class Range:
     def problem(self, value: Any) -> str | None:
         """The requirement that `value` violates, for an error message; None if it is valid."""
         hint = f" ({self.hint})" if self.hint else ""
-        if isinstance(value, float) and not math.isfinite(value):
+        if not isinstance(value, Integral) and not math.isfinite(value):  # a float of NumPy is no float of Python
             return f"it must be a finite number, {self}{hint}"
         if value < self.low or (self.above and value == self.low):
             return f"it must be {self}{hint}"

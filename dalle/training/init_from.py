@@ -81,11 +81,9 @@ def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     Raises:
         ValueError: the weights are of another architecture.
     """
-    file, tensors = _file(recipe), initial_weights(recipe)
+    load_weights(model, initial_weights(recipe), str(_file(recipe)))
     if isinstance(model, DALLE):
-        load_weights(model, resize_positions(tensors, model.config), str(file)).detect_sparse_masks()
-    else:
-        load_weights(model, tensors, str(file))
+        model.detect_sparse_masks()
 
 
 def load_initial_unclip(model: _UnCLIPModel, recipe: PriorRecipe | DiffusionRecipe) -> None:
@@ -139,10 +137,15 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
 
 
 def initial_weights(recipe: DALLERecipe | CLIPRecipe) -> Tensors:
-    """Open the weights of `init_from`, memory-mapped; those of a CLIP with the scale and bias of the recipe's loss."""
+    """Open the weights of `init_from`, memory-mapped, as the recipe's model has them.
+
+    Those of a DALL-E have the positions of its grid; those of a CLIP the scale and bias of its loss.
+    """
     tensors = open_tensors(_file(recipe))
+    if not isinstance(recipe, CLIPRecipe):
+        return resize_positions(tensors, recipe.model)
     # Only the sigmoid loss has a bias, and its scale has another meaning: neither carries over between losses
-    if isinstance(recipe, CLIPRecipe) and ("logit_bias" in tensors) != recipe.model.sigmoid:
+    if ("logit_bias" in tensors) != recipe.model.sigmoid:
         kept = {name: tensor for name, tensor in tensors.items() if name not in ("logit_scale", "logit_bias")}
         scale, bias = initial_scale_and_bias(recipe.model)
         return kept | {"logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})

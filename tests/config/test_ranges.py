@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dalle
@@ -128,6 +129,7 @@ def _with(cls: Any, name: str, value: Any) -> Any:
     "cls, given, message",
     [
         (OptimConfig, {"lr": math.nan}, "lr is nan; it must be a finite number, at least 0"),
+        (OptimConfig, {"lr": np.float32("nan")}, "lr is nan; it must be a finite number, at least 0"),
         (OptimConfig, {"betas": (1.5, 2)}, "betas[0] is 1.5; it must be at least 0 and below 1"),
         (OptimConfig, {"eps": -1}, "eps is -1; it must be above 0 and at most 1"),
         (OptimConfig, {"warmup": 1.5}, "warmup is 1.5; it must be a whole number"),

@@ -219,7 +219,7 @@ def test_stored_masks_are_detected_as_sparse_patterns(tmp_path: Path) -> None:
     model.get_buffer("masks").copy_(Pattern("column", text, 2, 3).mask(length))
     model_folder.save(tmp_path / "theirs", {"stage": "dalle", "model": to_dict(stored)}, model.state_dict())
     tuned = DALLE(stored)
-    load_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
+    load_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs"), model=stored))  # type: ignore[arg-type]
     assert tuned.patterns == {0: Pattern("column", text, 2, stored.conv_kernel)}
 
 
