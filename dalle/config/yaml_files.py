@@ -16,7 +16,16 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that reads 1e-3 as a number, which YAML 1.1 (PyYAML) does not, and rejects repeated keys."""
+    """YAML loader that reads 1e-3 as a number, which YAML 1.1 (PyYAML) does not.
+
+    It rejects repeated keys, and values that contain themselves.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node in self.recursive_objects:
+            raise yaml.constructor.ConstructorError(None, None, "a value contains itself", node.start_mark)
+        # Deep: PyYAML would fill lists and mappings later, when it no longer knows what contains them
+        return super().construct_object(node, deep=True)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

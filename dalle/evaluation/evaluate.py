@@ -70,6 +70,7 @@ def token_metrics(
 ) -> dict[str, float]:
     """Nats per image token and per text token that is not padding; accuracy of the predicted codes.
 
+    "text_nats" is left out of a model that predicts no text.
     "likeliest_used" is the fraction of the codebook that is predicted (most likely) somewhere: a model that always
     predicts the same few codes has learned little.
     """
@@ -87,5 +88,5 @@ def token_metrics(
             # Losses are those of the last tokens, as the first is given and has none
             not_padding = text[:, text.shape[1] - text_nats.shape[1] :] != text_tokenizer.pad_id
             text_sum, text_count = text_sum + text_nats[not_padding].sum().item(), text_count + int(not_padding.sum())
-    nats = {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
+    nats = {"image_nats": image_sum / image_count} | ({"text_nats": text_sum / text_count} if text_count else {})
     return nats | {"image_accuracy": correct / image_count, "likeliest_used": predicted_codes.used}

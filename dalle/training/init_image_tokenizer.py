@@ -134,14 +134,26 @@ def enlarge_output(weight: Tensor, old: int, new: int) -> Tensor:
     return places.reshape(3 * new * new, *rest).contiguous()
 
 
+def _makes_codes(model: VQGAN) -> tuple[nn.Module, ...]:
+    """Everything that codes depend on: encoder and codebook."""
+    return model.encoder, model.quant_conv, model.quantize
+
+
 def lock_codes(model: VQGAN) -> None:
-    """Freeze everything that codes depend on: encoder and codebook."""
-    for module in (model.encoder, model.quant_conv, model.quantize):
+    """Freeze everything that codes depend on."""
+    for module in _makes_codes(model):
         module.requires_grad_(False)
 
 
 @torch.no_grad()
 def frozen_codes(model: VQGAN, images: Tensor) -> Tensor:
-    """The codes [B, h, w] of images, in float32 also under autocast, which would round some to others."""
-    with torch.autocast(images.device.type, enabled=False):
-        return model.encode(images)
+    """The codes [B, h, w] of images, without dropout, and in float32 also under autocast: either would change some."""
+    training = model.training
+    for module in _makes_codes(model):
+        module.eval()
+    try:
+        with torch.autocast(images.device.type, enabled=False):
+            return model.encode(images)
+    finally:
+        for module in _makes_codes(model):
+            module.train(training)

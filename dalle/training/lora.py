@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -79,8 +80,9 @@ def add_lora(model: nn.Module, options: LoRAConfig, also: Collection[str] = ()) 
 
 def changes(model: nn.Module) -> nn.ParameterDict:
     """Return what `add_lora` left to train, by name with / in place of dots (a ParameterDict does not allow dots)."""
-    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in found.items()})
+    found = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # A ParameterDict sorts a dict by name; moments are numbered in the order of the model (`moments_by_name`)
+    return nn.ParameterDict(OrderedDict((name.replace(".", "/"), parameter) for name, parameter in found))
 
 
 def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | LazyTensor]:

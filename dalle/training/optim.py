@@ -113,7 +113,7 @@ def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         eps=optim.eps,
         fused={p.device.type for p in parameters} <= _FUSED,
     )
-    optimizer.register_load_state_dict_pre_hook(_keep_fused_flag)
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
     return optimizer
 
 
@@ -185,10 +185,10 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float 
         del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
 
 
-def _keep_fused_flag(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Load-hook: keep this optimizer's `fused` flag, which a state dict from another device would overwrite."""
+def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Load-hook: keep this optimizer's options: those of the recipe, which may have changed, and of its device."""
     groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
-    return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
+    return state | {"param_groups": [own | {"params": saved["params"]} for saved, own in groups]}
 
 
 class EMA:

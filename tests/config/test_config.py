@@ -476,9 +476,11 @@ def test_hash_in_an_override_is_no_comment(text: str, value: object) -> None:
         ("[" * 5000, "nested too deep"),
         ("9" * 5000, "Exceeds the limit"),
         ("2026-02-31", "not valid YAML: day is out of range for month"),
+        ("&a [1, *a]", "a value contains itself in line 1, column"),
+        ("&a {b: {c: *a}}", "a value contains itself in line 1, column"),
         ("{a: x #1}", "a # after a space begins a comment: put the text in quotes"),
     ],
-    ids=["deep", "long number", "date", "comment"],
+    ids=["deep", "long number", "date", "list in itself", "mapping in itself", "comment"],
 )
 def test_invalid_yaml_values_give_a_one_line_error(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:

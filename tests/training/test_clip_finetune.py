@@ -222,7 +222,9 @@ def test_layer_decay_lowers_rates_from_the_top_of_each_tower() -> None:
     assert len(rate) == len(named)
 
 
-def test_lower_layers_change_less_after_resuming_too(source: Path, tmp_path: Path) -> None:
+def test_lower_layers_change_less_after_resuming_too(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, options = recipe(tmp_path, source), ["optim.layer_decay=0.1", "optim.weight_decay=0", "run.log_every=1"]
     assert train.main([file, *options]) == 0
     assert train.main([file, *options, "resume=true", "run.steps=3"]) == 0
@@ -231,6 +233,10 @@ def test_lower_layers_change_less_after_resuming_too(source: Path, tmp_path: Pat
     names = (*names, "vision.projection.weight")
     steps = [(after[name] - before[name]).abs().max().item() for name in names]
     assert all(4 < above / below < 25 for below, above in itertools.pairwise(steps))
+    capsys.readouterr()
+    assert train.main([file, "resume=true", "run.steps=4"]) == 2
+    error = capsys.readouterr().err
+    assert "trained with an optim.layer_decay of below 1, the recipe has 1: resume" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

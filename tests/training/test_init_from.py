@@ -22,12 +22,15 @@ from dalle.checkpoints.quantization import pack, unpack
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
+from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
+from dalle.training.checkpoint.optimizer_state import moments_by_name
 from dalle.training.init_config import with_initial_config
 from dalle.training.init_from import load_initial, resize_positions
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
+from dalle.training.optim import OptimConfig, build_optimizer
 from support.published import folders
-from support.tiny_configs import dalle_config
+from support.tiny_configs import clip_config, dalle_config
 
 SMALL = dalle_config(text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2))
 
@@ -126,6 +129,23 @@ def test_merged_lora_gives_the_same_logits() -> None:
     text, image = torch.randint(1, 9, (2, 4)), torch.randint(0, 7, (2, 4))
     with torch.no_grad():
         torch.testing.assert_close(model(text, image), plain(text, image))
+
+
+def test_moments_of_a_run_with_lora_have_the_names_of_their_parameters() -> None:
+    """As a run with fsdp that goes on from one without reads them."""
+    torch.manual_seed(0)
+    model = CLIP(clip_config(sigmoid=True, initial_bias=-10.0)).requires_grad_(False)
+    for name in ("logit_scale", "logit_bias", "text.transformer.blocks.0.attention.qkv.weight"):
+        model.get_parameter(name).requires_grad_()
+    state = nn.ModuleDict({"model": changes(model)})
+    optimizer = build_optimizer(model, OptimConfig())
+    for parameter in state.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    found = moments_by_name(optimizer.state_dict(), optimizer, state)  # type: ignore[arg-type]
+    trained = dict(state.named_parameters())
+    assert found.keys() == trained.keys() and len(found) == 3
+    assert all(torch.equal(found[n]["exp_avg"], optimizer.state[p]["exp_avg"]) for n, p in trained.items())
 
 
 def adapters_only(run: Path, matrix: str) -> dict[str, torch.Tensor]:

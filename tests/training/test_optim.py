@@ -82,6 +82,19 @@ def test_fused_adamw_equals_torchs_other_kernels(kind: str) -> None:
         torch.testing.assert_close(going_on.state_dict()[name], value, atol=2e-6, rtol=1e-5)
 
 
+def test_a_restored_optimizer_has_the_options_of_its_recipe() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(65, 33), nn.Linear(33, 1))
+    saved = build_optimizer(module, OptimConfig(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.4))
+    trained(saved, module, 0, 2)
+    resumed = build_optimizer(module, OptimConfig(betas=(0.7, 0.95), eps=1e-5, weight_decay=0.1))
+    resumed.load_state_dict(saved.state_dict())
+    decayed, rest = resumed.param_groups
+    assert decayed["betas"] == (0.7, 0.95) and decayed["eps"] == 1e-5
+    assert decayed["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
+    assert all(torch.equal(resumed.state[p]["exp_avg"], saved.state[p]["exp_avg"]) for p in module.parameters())
+
+
 def test_only_matrices_have_weight_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 1, 3))
     decayed, rest = build_optimizer(module, OptimConfig(weight_decay=0.3)).param_groups

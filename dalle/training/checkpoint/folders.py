@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_NAME = re.compile(r"(?:step|update)-(\d{8})$")  # "update-" in runs begun before version 0.2
+_NAME = re.compile(r"(?:step|update)-(\d{8,})$")  # "update-" in runs begun before version 0.2
 
 
 def folders(run: Path) -> list[Path]:

@@ -65,7 +65,7 @@ def restore(
 
 
 def _check_kind(saved: Checkpoint, optimizers: dict[str, AcceleratedOptimizer]) -> None:
-    """Refuse the moments of one kind of optimizer for another, which torch would refuse by a count of groups."""
+    """Refuse the moments of another kind of optimizer or of other groups, which torch would refuse by their count."""
     for name, optimizer in optimizers.items():
         # A sharded run's are keyed by parameter name and have no groups; such a run has AdamW
         groups = saved.optimizers[name].get("param_groups", ())
@@ -76,6 +76,14 @@ def _check_kind(saved: Checkpoint, optimizers: dict[str, AcceleratedOptimizer]) 
             raise ValueError(
                 f"the checkpoint was trained with optim.kind={kinds[0]}, the recipe has {kinds[1]}: resume with "
                 f"optim.kind={kinds[0]}, or begin a new run with init_from"
+            )
+        # layer_decay has a group per layer; its factors are those of the recipe
+        layers = [any("lr_factor" in g for g in given) for given in (groups, optimizer.param_groups)]
+        if groups and len(set(layers)) > 1:
+            was, now = ("below 1" if one else "1" for one in layers)
+            raise ValueError(
+                f"the checkpoint was trained with an optim.layer_decay of {was}, the recipe has {now}: resume with "
+                "that of the run, or begin a new run with init_from"
             )
 
 

@@ -28,10 +28,6 @@ class PowerSGDConfig:
     start: Annotated[int, Range(2, ceiling=10**12)] = 1000
     """Step at which compression begins; until then gradients are all-reduced in full."""
 
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.start < 2:
-            raise ValueError(f"rank is {self.rank}, start is {self.start}: they must be at least 1 and 2")
-
 
 @dataclass(frozen=True)
 class _Bucket:
@@ -87,7 +83,10 @@ class PowerSGD:
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs: the error, different in each process, and the shared factors."""
-        state = {"steps": torch.tensor(self._state.iter)}
+        state = {
+            "steps": torch.tensor(self._state.iter),
+            "rank": torch.tensor(self._state.matrix_approximation_rank),
+        }
         # One bucket, number 0
         found = {"error": self._state.error_dict, "p": self._state.p_memory_dict, "q": self._state.q_memory_dict}
         return state | {name: tensors[0] for name, tensors in found.items() if tensors}
@@ -96,11 +95,14 @@ class PowerSGD:
         """Restore `state()`: this process's own, or those of all processes if their number has changed.
 
         In the latter case every process gets the mean error. What reaches the weights is the mean over processes,
-        and that stays the same.
+        and that stays the same. Factors of another rank are left out: the next step begins with random ones.
         """
         self._state.iter = int(states[0]["steps"])
         if "error" in states[0]:
             self._state.error_dict[0] = torch.stack([state["error"] for state in states]).mean(0).to(device)
+            rank = self._state.matrix_approximation_rank
+            if int(states[0].get("rank", rank)) != rank:  # earlier checkpoints do not say theirs
+                return
             self._state.p_memory_dict[0] = states[0]["p"].to(device)
             self._state.q_memory_dict[0] = states[0]["q"].to(device)
 

@@ -76,6 +76,8 @@ class DALLERecipe:
                 "and choose by model.attention"
             )
         predicts_text = self.model.text_head and self.model.prefix_length > 1  # nothing precedes a single token
+        if self.run.keep_best == "text_nats" and not predicts_text:
+            raise ValueError("run.keep_best is text_nats, and the model predicts no text: take image_nats")
         learns = self.image_weight or (self.text_weight and predicts_text)
         if not learns and (self.grpo is None or self.grpo.supervised):
             both = "text_weight and image_weight are both 0"

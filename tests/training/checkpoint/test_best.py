@@ -18,7 +18,7 @@ from dalle.evaluation import metrics
 from dalle.training import state as run_state
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import METRICS, BestTracker
-from dalle.training.checkpoint.folders import folder_of, folders
+from dalle.training.checkpoint.folders import folder_of, folders, step_of
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from support.tiny_model import VQGAN_MODEL
 
@@ -230,3 +230,10 @@ def test_validation_metrics_are_those_that_keep_best_takes(tmp_path: Path, clock
     assert {name.removeprefix("validation/") for name in logged} == set(METRICS["image_tokenizer"])
     of_zero_shot = {"zero_shot_top_1", "zero_shot_mean_per_class"}
     assert set(METRICS["clip"]) == set(metrics.retrieval(torch.eye(3), torch.eye(3), (1, 10))) | of_zero_shot
+
+
+def test_steps_of_more_than_8_digits_are_in_order(tmp_path: Path) -> None:
+    steps = (99_999_999, 100_000_000, 1_000_000_000)
+    for step in reversed(steps):
+        folder_of(tmp_path, step).mkdir(parents=True)
+    assert [step_of(folder) for folder in folders(tmp_path)] == list(steps)

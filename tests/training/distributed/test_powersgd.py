@@ -70,6 +70,18 @@ def test_saved_compressor_continues_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(other.state()["error"], state["error"] + 1)
 
 
+def test_a_resumed_compressor_may_have_another_rank() -> None:
+    before, after = PowerSGD(PowerSGDConfig(rank=2, start=2)), PowerSGD(PowerSGDConfig(rank=3, start=2))
+    for step in range(4):
+        _told(before, step)
+    state = before.state()
+    after.load([state], torch.device("cpu"))
+    given = _flat(_gradients(4)) + state["error"]
+    out = _told(after, 4)
+    assert torch.linalg.matrix_rank(out[0]) == 3
+    torch.testing.assert_close(_flat(out) + after.state()["error"], given, rtol=1e-4, atol=1e-5)
+
+
 def test_nonfinite_gradients_leave_compressor_state_unchanged() -> None:
     told, other = (PowerSGD(PowerSGDConfig(rank=2, start=2)) for _ in range(2))
     for step in range(3):

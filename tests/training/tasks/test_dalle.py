@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dalle.checkpoints.load import load_clip
-from dalle.config import from_dict
+from dalle.config import ConfigError, from_dict
 from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask, noise_rates, with_noise
-from support.tiny_model import CODES, IMAGE_SIZE, TEXT_LENGTH, dalle_recipe
+from support.tiny_model import CODES, DALLE_MODEL, IMAGE_SIZE, TEXT_LENGTH, dalle_recipe
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,14 @@ def test_sample_images_are_scored_against_their_own_prompts(task: DALLETask, mon
             scores.append(score(critic, image, [prompt]).item())
     assert samples.metrics["clip_score"] == pytest.approx(np.mean(scores), abs=1e-3)
     assert abs(np.mean(scores[:8]) - np.mean(scores[8:])) > 5e-3  # so that prompts in another order would be noticed
+
+
+def test_text_nats_are_measured_only_where_text_is_predicted(task: DALLETask, tiny_parts: Path, tmp_path: Path) -> None:
+    batch = Batch(torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), ["a red heart", "a"], [0, 1], [])
+    recipe = dalle_recipe(tiny_parts, tmp_path / "run", model=DALLE_MODEL | {"text_head": False})
+    silent = DALLETask(from_dict(DALLERecipe, recipe, "test"), torch.device("cpu"))
+    measured = [of.validate(of.model.eval(), [batch]) for of in (task, silent)]
+    assert measured[0].keys() - measured[1].keys() == {"text_nats"} and measured[0]["text_nats"] > 0
+    recipe["run"]["keep_best"] = "text_nats"
+    with pytest.raises(ConfigError, match=r"text_nats, and the model predicts no text: take image_nats$"):
+        from_dict(DALLERecipe, recipe, "test")

@@ -18,7 +18,7 @@ from dalle.config import from_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.vqgan import VQGAN as VQGANModel
-from dalle.training.init_image_tokenizer import enlarge_output, load_initial_vqgan
+from dalle.training.init_image_tokenizer import enlarge_output, frozen_codes, load_initial_vqgan
 
 VQGAN: dict[str, Any] = {
     "kind": "vqgan",
@@ -98,6 +98,17 @@ def test_locked_encoder_keeps_its_codes_and_the_decoder_learns_a_larger_image(fi
     losses = [json.loads(line).get("train/l1") for line in (further.parent / "metrics.jsonl").read_text().splitlines()]
     found = [loss for loss in losses if loss is not None]
     assert len(found) == 4 and found[-1] < found[0]
+
+
+def test_codes_of_a_locked_encoder_have_no_dropout() -> None:
+    torch.manual_seed(0)
+    whole = {key: value for key, value in VQGAN.items() if key != "local_encoder"}
+    model = build(from_dict(VQGANConfig, whole | {"dropout": 0.5}, "test"))
+    assert isinstance(model, VQGANModel)
+    images = torch.rand(4, 3, 16, 16)
+    codes = model.eval().encode(images)
+    assert torch.equal(frozen_codes(model.train(), images), codes)
+    assert all(module.training for module in model.modules())  # the decoder drops on
 
 
 def test_larger_decoder_begins_as_the_smaller_one(first: Path, tmp_path: Path) -> None:
