@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 from contextlib import AbstractContextManager, nullcontext
@@ -90,6 +91,8 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
             lock = lock_run_dir(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
                 remove_scratch(parent)  # what a killed process left half-written
+            if not resume:  # of a run that ended before its first checkpoint: this one begins anew, on whatever data
+                (recipe.run.dir / "data.json").unlink(missing_ok=True)
         except (ValueError, OSError) as error:
             refusal = error
     resume, refusal = broadcast_object_list([resume, refusal])  # one process that raises alone would hang the others
@@ -245,9 +248,13 @@ def _data_hash(data: AnyDataConfig) -> str:
 
     Contents are not read: hashing them would take hours for a large data set.
     """
-    digest = hashlib.sha256(json.dumps(to_dict(data), sort_keys=True, ensure_ascii=False).encode())
+    # A name may be no UTF-8: then its bytes are hashed, as they are of any other
+    options = json.dumps(to_dict(data), sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(options.encode(errors="surrogateescape"))
     root = location(data)
     if root is not None:
-        for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
+        # Of a path in a folder without permission, `Path.is_file` raises
+        for file in [root] if root.is_file() else sorted(path for path in root.rglob("*") if os.path.isfile(path)):
+            line = f"{file.relative_to(root)}\0{file.stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()

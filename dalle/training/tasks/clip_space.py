@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from dalle.data import EmbeddingDataConfig, open_data
+from dalle.data.custom.config import CustomConfig
 from dalle.data.loader import evaluation_batches
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DecoderConfig
@@ -34,6 +36,8 @@ def training_embeddings(
     clip: CLIP, data: EmbeddingDataConfig, limit: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Raw embeddings of images and captions of at most `limit` pairs, spread over the training set, [N, D] each."""
+    if isinstance(data, CustomConfig):  # of a stream, a sample of the size that validation takes would be read
+        data = replace(data, stream_validation=limit)
     images: list[Tensor] = []
     texts: list[Tensor] = []
     # Unnormalized, as the prior predicts them: it is these whose mean and deviation models standardize by

@@ -26,6 +26,7 @@ from dalle.models.autoregressive_prior import AutoregressivePrior, Autoregressiv
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
+from dalle.models.prior import MIN_DEVIATION
 from dalle.training.init_from import load_initial_unclip
 from dalle.training.recipe import PriorRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task
@@ -74,7 +75,7 @@ class PriorTask(Task):
         images, texts = self._embeddings()
         config = self.recipe.model
         if isinstance(config, AutoregressivePriorConfig):
-            standard = (images - images.mean(0)) / images.std(0)  # as `fit` will
+            standard = (images - images.mean(0)) / images.std(0).clamp(min=MIN_DEVIATION)  # as `fit` will
             needed = components_for(standard, config.variance)
             if config.components is None:
                 config = replace(config, components=needed)

@@ -24,6 +24,7 @@ from dalle.models.transformer_config import TransformerConfig
 from dalle.training.checkpoint.best import METRICS
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask
+from support.custom_layouts import with_tars
 from support.short_runs import TWO_STEPS
 
 ROOT = Path(__file__).parents[3]
@@ -191,3 +192,21 @@ def test_options_that_do_not_fit_give_a_one_line_error(
 def test_another_stage_is_refused_by_name(clip: str) -> None:
     with pytest.raises(ValueError, match=r"holds a CLIP, expected a prior of unCLIP: load it with dalle\.load_clip"):
         dalle.load_prior(clip)
+
+
+def test_statistics_of_a_stream_are_those_of_as_many_images_as_of_others(clip: str, tmp_path: Path) -> None:
+    data = {"kind": "pairs", "path": str(with_tars(tmp_path)), "stream": True, "stream_validation": 4}
+    task = task_of(RECIPE | {"data": data | {"validation_share": 0.0}, "statistics_images": 20}, clip, tmp_path / "run")
+    images, texts = task._embeddings()
+    assert len(images) == len(texts) == 20
+
+
+def test_a_constant_dimension_of_the_embeddings_needs_no_component(
+    clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeds = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    embeds[:, 3] = 0.5
+    monkeypatch.setattr(PriorTask, "_embeddings", lambda _: (embeds, embeds))
+    model = AUTOREGRESSIVE["model"] | {"variance": 0.999}
+    prior = task_of(AUTOREGRESSIVE | {"model": model}, clip, tmp_path).model
+    assert isinstance(prior, AutoregressivePrior) and prior.components == 7
