@@ -39,18 +39,13 @@ def build(blocks: Sequence[np.ndarray], path: Path, trained: Path | None = None)
         blocks: float16 [rows, D] each, in order; the numbers of the vectors count through them.
         path: file to write.
         trained: an earlier index, whose cells are used again if their number still suits that of the vectors: k-means
-            is half of the work.
+            is half of the work. One that is not there or is damaged is left out.
     """
     faiss = _faiss()
     count, dimensions = sum(map(len, blocks)), blocks[0].shape[1]
     # faiss's guidelines: 4 to 16 times the square root. A power of 2 changes only when the index has doubled
     cells = 1 << round(math.log2(4 * math.sqrt(count)))
-    index = None
-    if trained is not None:
-        index = faiss.read_index(str(trained))
-        index.reset()  # keeps the cells, drops the vectors
-        if faiss.extract_index_ivf(index).nlist != cells:
-            index = None
+    index = None if trained is None else _emptied(trained, dimensions, cells)
     if index is None:
         index = faiss.index_factory(dimensions, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.cp.max_points_per_centroid = 8, _PER_CELL
@@ -59,6 +54,17 @@ def build(blocks: Sequence[np.ndarray], path: Path, trained: Path | None = None)
     for block in blocks:
         index.add(block.astype(np.float32))
     faiss.write_index(index, str(path))
+
+
+def _emptied(path: Path, dimensions: int, cells: int) -> Any:
+    """An index with its cells and no vectors; None if it cannot be read, or is of other dimensions or cells."""
+    faiss = _faiss()
+    try:
+        index = faiss.read_index(str(path))
+        index.reset()
+        return index if (index.d, faiss.extract_index_ivf(index).nlist) == (dimensions, cells) else None
+    except (RuntimeError, MemoryError):  # of damaged lengths, memory that there is not
+        return None
 
 
 class FaissIndex:

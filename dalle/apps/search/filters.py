@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 _TEXTS = ("path", "caption", "sha256")
 _NUMBERS = ("width", "height")
+_DIGITS = 18  # of a number: pyarrow compares 64 bits
 _CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|!=|=|<|>|~)\s*(.*?)\s*$", re.DOTALL)
 _COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "=": pc.equal, "!=": pc.not_equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal,
@@ -62,6 +63,8 @@ def _parsed(condition: str) -> tuple[str, str, str | int]:
         return name, sign, value
     if name in _TEXTS or sign == "~":
         raise ValueError(f"filter {condition!r}: {name} goes with {'= != ~' if name in _TEXTS else '= != < <= > >='}")
-    if not value.isdecimal():
-        raise ValueError(f"filter {condition!r}: {name} is a number of pixels, and {value!r} is none")
+    if not value.isdecimal() or len(value) > _DIGITS:
+        raise ValueError(
+            f"filter {condition!r}: {name} is a number of pixels of {_DIGITS} digits at most, not {value!r}"
+        )
     return name, sign, int(value)

@@ -47,7 +47,7 @@ def _figure(index: ImageIndex, hit: Hit) -> str:
         image = f'<div class="gone">{escape(error.reason)}</div>'
     if Path(hit.path).is_file():
         image = f'<a href="{escape(Path(hit.path).absolute().as_uri())}">{image}</a>'
-    caption = f"<b>{hit.score:.3f}</b> {escape(hit.caption)}<br><b>{escape(hit.path)}</b>"
+    caption = f"<b>{hit.likeness:.3f}</b> {escape(hit.caption)}<br><b>{escape(hit.path)}</b>"
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 

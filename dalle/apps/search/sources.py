@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
 from dalle.data.custom.cells import parse_image_cell
-from dalle.data.custom.columns import image_column
+from dalle.data.custom.columns import IMAGES, image_column, usual_name
 from dalle.data.custom.folder import FolderSource, count_unsupported, no_images
 from dalle.data.custom.open_source import expand_pattern, is_hub_id
 from dalle.data.custom.parquet import ArrowRecords, hub_source, is_saved, parquet_source, saved_source
@@ -32,7 +32,7 @@ class Item:
         path: what it is called: its file, FILE.tar/NAME, FILE.parquet/ROW, FOLDER/SPLIT/ROW or owner/name/SPLIT/ROW.
         file, offset, size: where its bytes are; of a table the file, the folder, or the hub's name.
         row: of a table, in the file; -1 elsewhere.
-        stamp: differs once the file has been changed.
+        stamp: differs once the file has been changed, or another of its columns is chosen.
         rows, number: what reads it.
         source: number of the source that it is of.
     """
@@ -49,13 +49,13 @@ class Item:
 
     @property
     def identity(self) -> str:
-        """The name of this image in the index: file, offset and row."""
-        return identity(self.file, self.offset, self.row)
+        """The name of this image in the index: path, offset and row."""
+        return identity(self.path, self.offset, self.row)
 
 
-def identity(file: str, offset: int, row: int) -> str:
-    """The key of an image in an index."""
-    return f"{file}\0{offset}\0{row}"
+def identity(path: str, offset: int, row: int) -> str:
+    """The key of an image in an index; the path, and not the file, as it tells splits of a data set apart."""
+    return f"{path}\0{offset}\0{row}"
 
 
 def absolute(source: Source) -> Source:
@@ -177,6 +177,9 @@ def _of_files(rows: IndexedRecords) -> Iterator[Item | str]:
 
 def _of_table(file: Path, source: Source) -> Iterator[Item | str]:
     rows, stamp = parquet_source([file], source.image, source.caption, None, False).rows(), _stamp(str(file))
+    # Other images once another column is chosen; the one found by name is not noted, as indexes noted none at first
+    if source.image not in (None, usual_name(parquet.read_schema(file).names, IMAGES)):
+        stamp += f" {source.image}"
     for row in range(len(rows)):
         yield Item(f"{file}/{row}", str(file), 0, -1, row, stamp, rows, row, 0)
 

@@ -136,10 +136,10 @@ class _StoredVectors:
         for number, table in enumerate(self.tables):
             start = 0
             for batch in table.batches:
-                columns = (batch.column(name).to_pylist() for name in ("file", "offset", "row", "stamp"))
-                for row, (file, offset, at, stamp) in enumerate(zip(*columns, strict=True), start):
+                columns = (batch.column(name).to_pylist() for name in ("path", "offset", "row", "stamp"))
+                for row, (path, offset, at, stamp) in enumerate(zip(*columns, strict=True), start):
                     # Segments, which are newer, replace what the index has
-                    self.places[identity(file, offset, at)] = stamp, number, row
+                    self.places[identity(path, offset, at)] = stamp, number, row
                 start += batch.num_rows
             if table is old:
                 self.before = set(self.places)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,7 +102,17 @@ def test_where_filters_select_rows_and_wrong_ones_are_refused(index: ImageIndex)
     assert all("holiday" in hit.path for hit in wide)
     assert len(index.search("a", top=31, where=["caption~दिल"])) == 10
     assert index.search("a", where=["width=9999"]) == []
-    for wrong in ("width", "color=red", "width~3", "width>=wide", "path>3", ""):
+    assert len(index.search("a", top=31, where=["width<" + 18 * "9"])) == 31
+    for wrong in (
+        "width",
+        "color=red",
+        "width~3",
+        "width>=wide",
+        f"width<{2**63}",
+        "width<" + 5000 * "9",
+        "path>3",
+        "",
+    ):
         with pytest.raises(ValueError, match="filter"):
             index.search("a", where=[wrong])
 
@@ -170,6 +181,20 @@ def test_approximate_search_gives_the_exact_hits(
         again, report = ImageIndex.build(tmp_path / "many", clip=clip)
         assert report.unchanged == 31 and len(list((tmp_path / "many").glob("near-*"))) == 1
     assert [hit.path for hit in again.search("a", top=4)] == [hit.path for hit in many.search("a", top=4)]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-50])])
+def test_update_trains_a_lost_approximate_index_anew(
+    photos: Path, clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(update, "EXACT", 10)
+    before, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    assert before.manifest.ann is not None
+    damage(tmp_path / "index" / before.manifest.ann[0])
+    again, report = ImageIndex.build(tmp_path / "index", clip=clip)
+    assert report.unchanged == 31 and again.manifest.ann is not None
+    assert [hit.path for hit in again.search("a", top=4)] == [hit.path for hit in before.search("a", top=4)]
 
 
 def test_approximate_index_has_high_recall(tmp_path: Path) -> None:
@@ -346,6 +371,8 @@ def test_siglip_hits_have_probabilities(photos: Path, clip: CLIP, tmp_path: Path
         logit = siglip.logit_scale.exp().item() * hit.score - 1
         assert hit.probability == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
     assert [hit.likeness for hit in hits] == [hit.probability for hit in hits]
+    write_page(tmp_path / "page.html", index, "a red heart", hits[:1])
+    assert f"<b>{hits[0].probability:.3f}</b>" in (tmp_path / "page.html").read_text(encoding="utf-8")
     floor = hits[4].likeness
     assert index.search("a red heart", top=31, min_score=floor) == hits[:5]
     assert index.search(["a red heart", "a star"])[0].probability is None

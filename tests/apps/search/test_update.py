@@ -240,6 +240,37 @@ def test_folders_tables_and_archives_are_indexed(tiny_clip: CLIP, tmp_path: Path
     assert ImageIndex.build(tmp_path / "index", clip=tiny_clip)[1].unchanged == 3
 
 
+def test_another_image_column_has_vectors_of_its_own(tiny_clip: CLIP, tmp_path: Path) -> None:
+    table, folder = tmp_path / "t.parquet", tmp_path / "index"
+    columns = {name: [png(seed + number) for number in range(3)] for name, seed in (("image", 0), ("back", 10))}
+    parquet.write_table(pyarrow.table(columns), table)
+    usual, _ = ImageIndex.build(folder, table, clip=tiny_clip)
+    # As indexes have it that were made before a column could be noted: they are not embedded again
+    assert usual.table.row(0)["stamp"] == f"{table.stat().st_mtime_ns} {table.stat().st_size}"
+    assert ImageIndex.build(folder, store.Source(str(table), image="image"), clip=tiny_clip)[1].unchanged == 3
+    back, report = ImageIndex.build(folder, store.Source(str(table), image="back"), clip=tiny_clip)
+    assert (report.embedded, report.unchanged, report.dropped) == (3, 0, 0)
+    fresh, _ = ImageIndex.build(tmp_path / "fresh", store.Source(str(table), image="back"), clip=tiny_clip)
+    assert contents(back) == contents(fresh) != contents(usual)
+    assert ImageIndex.build(folder, clip=tiny_clip)[1].unchanged == 3
+
+
+def test_two_splits_of_a_data_set_are_both_indexed(tiny_clip: CLIP, tmp_path: Path) -> None:
+    folder, counts = tmp_path / "data", {"train": 3, "test": 2}
+    splits = {
+        split: datasets.Dataset.from_dict({"image": [png(10 * count + number) for number in range(count)]})
+        for split, count in counts.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    sources = [store.Source(str(folder), split) for split in counts]
+    index, report = ImageIndex.build(tmp_path / "index", *sources, clip=tiny_clip)
+    assert report.images == 5
+    wanted = {f"{folder}/{split}/{n}": png(10 * count + n) for split, count in counts.items() for n in range(count)}
+    assert {hit.path: index.read(hit) for hit in index.search("a")} == wanted
+    assert ImageIndex.build(tmp_path / "index", clip=tiny_clip)[1].unchanged == 5
+    assert ImageIndex.build(tmp_path / "index", sources[0], clip=tiny_clip)[1].unchanged == 3
+
+
 def test_failed_update_leaves_the_index_unchanged(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
     index, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     (tmp_path / "empty").mkdir()
