@@ -52,12 +52,6 @@ class ShapesConfig:
     max_bad: NonNegativeInt = 0
     """Number of broken records to skip before raising an error; shapes have none."""
 
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}: give at least 1")
-        if not 0 <= self.shift <= 0.06:
-            raise ValueError(f"shift is {self.shift}: give a fraction from 0 to 0.06, so that positions stay distinct")
-
 
 class ShapesDataset:
     """One split of the shapes; no combination (shape, color, position) is in both splits.

@@ -17,6 +17,7 @@ from dalle.data.custom.texts import read_json
 # Columns with an image's path or name, and with its caption, in tables of others
 _NAMES = ("file_name", "image_file_name", "image", "image_path", "image_name", "filename", "filepath", "path", "file")
 _CAPTIONS = (*CAPTIONS, "prompt", "comment", "sentences")
+_IDS = (int, float, str)  # what COCO's ids are, or become where a program writes all numbers as floats
 _MAX_BYTES = 2**28  # of a table; COCO's largest is a third of that
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt")  # extensions of what may be such a table
 
@@ -60,13 +61,18 @@ def _of_json(content: Any, caption: str | None) -> list[tuple[str, Any]]:
     images, annotations = content.get("images"), content.get("annotations")
     entry = caption or "caption"
     if isinstance(images, list) and isinstance(annotations, list):  # COCO
-        names = {image.get("id"): image.get("file_name") for image in images if isinstance(image, dict)}
+        names = {
+            number: image.get("file_name")
+            for image in images
+            if isinstance(image, dict) and isinstance(number := image.get("id"), _IDS)
+        }
         return [
             (name, annotation[entry])
             for annotation in annotations
             if isinstance(annotation, dict)
             and entry in annotation
-            and isinstance(name := names.get(annotation.get("image_id")), str)
+            and isinstance(number := annotation.get("image_id"), _IDS)
+            and isinstance(name := names.get(number), str)
         ]
     # kohya-ss: {"name": {"caption": ...}}; others: {"name.jpg": "..."}
     return [

@@ -33,12 +33,13 @@ class ListedImages:
 
     def __init__(self, root: Path, files: Iterable[Path], others: Collection[Path] = ()):
         self.root, self.missing = root, 0
-        self.by_path = {normalized_name(file): file for file in files}
+        self.files = dict.fromkeys(files)
+        self.by_path = {normalized_name(file): file for file in self.files}
         self.others = {normalized_name(file): file for file in others}
         self.captions: dict[Path, list[str]] = {}
         self.faults: dict[Path, str | None] = {}
         self.by_name: dict[str, list[Path]] = {}
-        for file in (*self.by_path.values(), *others):
+        for file in (*self.files, *others):
             if file.suffix.lower() in EXTENSIONS:
                 self.by_name.setdefault(normalized_name(file.name), []).append(file)
                 self.by_name.setdefault(normalized_name(file.stem), []).append(file)
@@ -111,10 +112,11 @@ class ListedImages:
         # Tables written on Windows have backslashes
         for own in (name, name.replace("\\", "/")):
             image = folder / own
-            found = self.by_path.get(normalized_name(image)) or self.by_path.get(
-                normalized_name(os.path.normpath(image))
-            )
-            if found is not None or image.is_file():
+            plain = Path(os.path.normpath(image))
+            # As it is spelled first: IMG.JPG and IMG.jpg may both be there
+            exact = next((path for path in (image, plain) if path in self.files), None)
+            found = exact or self.by_path.get(normalized_name(image)) or self.by_path.get(normalized_name(plain))
+            if found is not None or os.path.isfile(image):  # of Path, it raises where a name is too long for a file
                 return found or image
         return None
 

@@ -87,14 +87,26 @@ class TableSource(Source):
             named = [str(number) for number in range(count)]
 
         stream_shards = [stream.shard(num_shards=count, index=number) for number in range(count)]
-        read = partial(self._records, image=image if images else None, caption=caption, key=key)
+        read = partial(
+            self._records,
+            image=image if images else None,
+            caption=caption,
+            key=key,
+            classes=_class_names(stream.features, caption),
+        )
         return [
             Shard(name, partial(read, stream_shard, name))
             for name, stream_shard in zip(named, stream_shards, strict=True)
         ]
 
     def _records(
-        self, stream_shard: Any, name: str, image: str | None, caption: str, key: str | None
+        self,
+        stream_shard: Any,
+        name: str,
+        image: str | None,
+        caption: str,
+        key: str | None,
+        classes: Sequence[str] | None,
     ) -> Iterator[Record]:
         row = 0
         # `iter` and not `__iter__`, which would split the records among the loader's workers: each reads all of them.
@@ -107,7 +119,7 @@ class TableSource(Source):
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None or chunk[key][at] is None else str(chunk[key][at])
                 content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at], self.folders)
-                cleaned, missing = read_captions(captions, lines=caption == "txt")
+                cleaned, missing = _read_cell(captions, caption, classes)
                 yield Record(own, cleaned, content, fault, missing)
                 row += 1
 
@@ -141,7 +153,7 @@ class TableSource(Source):
 
 
 class ArrowRecords(IndexedRecords):
-    """Records of a memory-mapped Arrow table. An integer caption of a `ClassLabel` column becomes the class name.
+    """Records of a memory-mapped Arrow table.
 
     Args:
         table: a `datasets.Dataset`.
@@ -158,7 +170,7 @@ class ArrowRecords(IndexedRecords):
         # Images of other columns are never read
         self.table = table.select_columns(list(dict.fromkeys([image, caption] if caption else [image])))
         self.texts = table.select_columns([caption]) if caption else None  # reading captions alone skips the images
-        self.classes: list[str] | None = getattr(table.features[caption], "names", None) if caption else None
+        self.classes = _class_names(table.features, caption)
 
     def record(self, row: int) -> Record:
         """The record at index `row`."""
@@ -174,10 +186,19 @@ class ArrowRecords(IndexedRecords):
     def _captions(self, found: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
         if self.caption is None:
             return (), None
-        value = found[self.caption]
-        if self.classes is not None and isinstance(value, int):
-            value = self.classes[value] if value >= 0 else None  # -1 stands for an unknown class
-        return read_captions(value, lines=self.caption == "txt")
+        return _read_cell(found[self.caption], self.caption, self.classes)
+
+
+def _class_names(features: Any, caption: str | None) -> Sequence[str] | None:
+    """The names of the classes that a `ClassLabel` column holds the numbers of; None if it is another column."""
+    return None if features is None or caption is None else getattr(features[caption], "names", None)
+
+
+def _read_cell(value: Any, caption: str, classes: Sequence[str] | None) -> tuple[tuple[str, ...], str | None]:
+    """The captions in a cell of the column `caption`, as `read_captions`; the number of a class becomes its name."""
+    if classes is not None and isinstance(value, int):
+        value = classes[value] if value >= 0 else None  # -1 stands for an unknown class
+    return read_captions(value, lines=caption == "txt")
 
 
 def parquet_source(

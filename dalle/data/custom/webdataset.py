@@ -64,8 +64,10 @@ class TarSource(Source):
             )
         if not first:
             _require_records(files)
-        columns = dict.fromkeys(column for group in first for column in (*group.images, *_columns(group)))
-        if image is not None and image not in columns:
+        # Of the records that dots in names have merged, too
+        groups = [own for group in first for own in (group, *_split_group(group))]
+        columns = dict.fromkeys(column for group in groups for column in (*group.images, *_columns(group)))
+        if first and image is not None and image not in columns:
             raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
         if first and caption is not None:
             caption_column(caption, columns, str(files[0]))

@@ -41,10 +41,6 @@ class ShardsConfig:
     max_bad: NonNegativeInt = 0
     """Number of damaged row groups (1,024 rows each) to skip before raising an error."""
 
-    def __post_init__(self) -> None:
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}: give at least 1")
-
     @property
     def provenance(self) -> type[Provenance]:
         """What the index of such shards records."""

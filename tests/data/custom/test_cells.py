@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
@@ -84,3 +85,31 @@ def test_members_of_tars_that_are_not_used_are_counted(tmp_path: Path, caplog: p
     file = tar(tmp_path / "a.tar", [("._0.png", b"x"), *members])
     assert read(file) == ({0: "a"}, [])
     assert f"{file}: not used: 2 .npy, 1 .mp4 (videos), 1 file without an extension" in caplog.text
+
+
+@STREAM
+def test_numbers_of_classes_are_read_as_their_names(stream: bool, tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    rows = {"image": [{"bytes": image(number), "path": None} for number in range(3)], "label": [1, 0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    expected = {0: "dog", 1: "cat"}, ["a.parquet/2: its caption is empty"]
+    assert read(tmp_path, stream, caption="label") == expected
+
+
+@STREAM
+@pytest.mark.parametrize("first", [b"", b"no tar at all" * 100], ids=["empty", "damaged"])
+def test_columns_of_tars_are_chosen_behind_a_first_shard_of_no_use(first: bytes, stream: bool, tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [])
+    if first:
+        (tmp_path / "a.tar").write_bytes(first)
+    tar(tmp_path / "b.tar", [("1.jpg", image(1)), ("1.seg.png", image(2)), ("1.txt", b"one")])
+    assert read(tmp_path, stream, image="jpg")[0] == {1: "one"}
+
+
+@STREAM
+def test_columns_of_tars_are_those_of_names_with_dots(stream: bool, tmp_path: Path) -> None:
+    members = [(f"a 1.{n}.{kind}", image(n) if kind == "png" else b"x") for n in (1, 2) for kind in ("png", "txt")]
+    tar(tmp_path / "a.tar", members)
+    assert read(tmp_path, stream, image="png", caption="txt") == ({1: "x", 2: "x"}, [])
+    with pytest.raises(ValueError, match=r"a.tar has no NAME.jpg: there are 1.png, 2.png, .*png, txt; set data.image"):
+        read(tmp_path, stream, image="jpg")

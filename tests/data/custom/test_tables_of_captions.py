@@ -105,6 +105,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "column twice": ("metadata.csv", "file_name,text,text\n1.png,a,b\n", "two columns 'text': rename one"),
     "NUL": ("metadata.csv", "file_name,text\n1.png,a\0b\n", "is not UTF-8 text .*NUL, as in UTF-16"),
     "address": ("metadata.jsonl", '{"file_name": "https://a.b/1.png", "text": "a"}', "'https://.*download the images"),
+    "long name": ("metadata.csv", f"file_name,text\n{300 * 'x'},a\n", "line 2: there is no image .*xxx$"),
     "pretty JSON": ("metadata.jsonl", '{\n"file_name": "1.png"}', "line 1 is not JSON: .*expected one object on each"),
     "list": ("metadata.jsonl", "[]", r'line 1: expected \{"file_name": ..., "text": ...\} on each line'),
     "base64": ("metadata.csv", f"image,text\n{'iVBO' * 200},a\n", "no column 'file_name': .*read as Parquet files"),
@@ -169,4 +170,38 @@ def test_decomposed_names_of_tables_are_found(tmp_path: Path) -> None:
     put(tmp_path / "pics", 1, text=None)
     (tmp_path / "pics/1.png").rename(tmp_path / "pics" / unicodedata.normalize("NFD", "é.PNG"))
     (tmp_path / "captions.json").write_text(json.dumps({"é.png": "number 1"}))
+    assert read(tmp_path) == ({1: "number 1"}, [])
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "captions.csv"])
+def test_images_whose_names_differ_in_case_alone_keep_their_captions(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "pics", 1, 2, 3, text=None)
+    for number, own in ((1, "IMG.PNG"), (2, "IMG.png"), (3, "other.PNG")):
+        (tmp_path / f"pics/{number}.png").rename(tmp_path / "pics" / own)
+    rows = "pics/IMG.png,number 2\npics/other.png,number 3\n./pics/IMG.PNG,number 1\n"
+    (tmp_path / name).write_text(f"file_name,text\n{rows}")
+    assert read(tmp_path) == ({1: "number 1", 2: "number 2", 3: "number 3"}, [])
+
+
+def test_a_name_that_two_images_have_but_for_its_case_is_not_guessed(tmp_path: Path) -> None:
+    put(tmp_path / "pics", 1, 2, text=None)
+    for number, own in ((1, "IMG.PNG"), (2, "IMG.png")):
+        (tmp_path / f"pics/{number}.png").rename(tmp_path / "pics" / own)
+    put(tmp_path / "pics", 3, text=None)
+    (tmp_path / "captions.csv").write_text("file_name,text\nIMG,one of two\n3,number 3\n")
+    assert read(tmp_path) == ({3: "number 3"}, [])
+
+
+def test_cells_that_are_too_long_for_a_name_are_images_that_are_not_there(tmp_path: Path) -> None:
+    put(tmp_path, 1, text=None)
+    (tmp_path / "captions.csv").write_text(f"image,caption\n{'iVBO' * 100},x\n1.png,number 1\n")
+    assert read(tmp_path) == ({1: "number 1"}, [])
+
+
+def test_ids_that_are_no_ids_name_no_image(tmp_path: Path) -> None:
+    put(tmp_path, 1, 2, text=None)
+    images = [{"id": each, "file_name": "2.png"} for each in ([1], {}, None)] + [{"id": 7, "file_name": "1.png"}]
+    own = [{"image_id": each, "caption": "number 2"} for each in ([1], {}, None)]
+    content = {"images": images, "annotations": [*own, {"image_id": 7.0, "caption": "number 1"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(content))
     assert read(tmp_path) == ({1: "number 1"}, [])
