@@ -19,6 +19,7 @@ from dalle.data.token_shards.dataset import (
     ShardsDataset,
     TokenShardsConfig,
 )
+from dalle.files import expand_home
 
 DataConfig = DrawingsConfig | ShapesConfig | CustomConfig
 TokenDataConfig = DataConfig | TokenShardsConfig  # for models of image codes
@@ -63,8 +64,8 @@ def location(config: AnyDataConfig) -> Path | None:
         return config.path
     if isinstance(config, DrawingsConfig):
         return config.root or DRAWINGS
-    if isinstance(config, CustomConfig) and Path(config.path).expanduser().exists():
-        return Path(config.path).expanduser()
+    if isinstance(config, CustomConfig) and (local := expand_home(config.path)).exists():
+        return local
     return None
 
 

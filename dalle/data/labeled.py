@@ -19,6 +19,7 @@ from dalle.data.custom.open_source import open_source
 from dalle.data.custom.records import IndexedRecords, Record, Records, as_record, image_bytes
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import STYLES, Concept, styled_template
+from dalle.files import expand_home
 
 EMOJI = "emoji"  # in place of a folder or file: the embedded data set
 _EMOJI_SIZE = 128  # pixels, as stored
@@ -100,7 +101,7 @@ def open_labeled_images(
     check_no_columns(source, image=image)
     if source == EMOJI:
         return _emoji(by or "style", split or "test_pair")
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if by is None and folder.is_dir():
         for name, value in (("split", split), ("image", image)):
             if value is not None:

@@ -79,6 +79,18 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
         raise
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path with the home folder that "~" or "~user" at its beginning stands for.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: {Path(path).parts[0]} is no home folder here: give the path in full") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_file(path) as part:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.files import FileLock, atomic_file, install_command, local, remove_parts, sha256, write_text
+from dalle.files import FileLock, atomic_file, expand_home, install_command, local, remove_parts, sha256, write_text
 
 
 def test_atomic_file_replaces_completely_or_not_at_all(tmp_path: Path) -> None:
@@ -60,3 +60,11 @@ def test_install_hint_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> Non
         assert command.endswith(f' -e "{Path(__file__).parents[2]}[video]"')
     monkeypatch.setattr(local, "CHECKOUT", None)
     assert install_command("video").endswith(f'--python {sys.executable} "dalle[video]"')
+
+
+def test_home_folders_are_expanded_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("~/a") == tmp_path / "a"
+    assert expand_home(Path("a/~")) == Path("a/~")
+    with pytest.raises(ValueError, match=r"^~nobody-of-this-name/a: ~nobody-of-this-name is no home folder here"):
+        expand_home("~nobody-of-this-name/a")

@@ -54,6 +54,11 @@ class CustomConfig:
         """Whether validation records come from another split or path, so that none is held out of this one."""
         return self.validation_path is not None or self.validation_split is not None
 
+    @property
+    def holds_out_any(self) -> bool:
+        """Whether some records may be held out for validation."""
+        return not self.separate_validation and self.validation_share > 0
+
     def holds_out(self, key: str) -> bool:
         """Whether the record named `key` belongs to the validation split."""
         return not self.separate_validation and in_validation_split(key, self.validation_share)

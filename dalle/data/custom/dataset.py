@@ -10,7 +10,7 @@ from dalle.data.base import Pair
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.decode import decode_record
 from dalle.data.custom.records import IndexedRecords
-from dalle.data.custom.splits import check_split, source_of_split, warn_nothing_held_out
+from dalle.data.custom.splits import check_split, source_of_split, warn_splits_are_one
 
 
 class CustomDataset:
@@ -36,12 +36,12 @@ class CustomDataset:
         self.config, self.split, self.image_size = config, check_split(split), image_size
         self.rows: IndexedRecords = source_of_split(config, split).rows()
         in_validation_split = np.array([config.holds_out(key) for key in self.rows.keys])
-        if split == "validation" and not config.separate_validation and not in_validation_split.any():
-            warn_nothing_held_out(config)  # its images are training images then
         self.members = np.flatnonzero(in_validation_split == (split == "validation"))
         if config.separate_validation or in_validation_split.all() or not in_validation_split.any():
             # A set so small that one split would be empty is used whole for both
             self.members = np.arange(len(self.rows))
+            if split == "validation" and not config.separate_validation:
+                warn_splits_are_one(config, "every" if in_validation_split.any() else "no")
 
     def __len__(self) -> int:
         return len(self.members)

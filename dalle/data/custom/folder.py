@@ -14,7 +14,7 @@ from dalle.data.custom.metadata import is_metadata
 from dalle.data.custom.records import EMPTY, FileSpan, Record, RecordIndex, Shard, Source, require_utf8
 from dalle.data.custom.texts import decode_text, read_json
 from dalle.data.custom.walk import count_by_extension, describe_ignored, extension, log_ignored, normalized_name, walk
-from dalle.files import missing_path
+from dalle.files import expand_home, missing_path
 from dalle.images.read import EXTENSIONS
 
 _TEXTS = (".txt", ".caption")  # extensions of sidecar files
@@ -230,7 +230,7 @@ def image_files(path: str | Path) -> list[Record]:
     Raises:
         ValueError: the path does not exist, or there are no images in it.
     """
-    root = Path(path).expanduser()
+    root = expand_home(path)
     if root.is_file():
         return [require_utf8(Record(str(root), (), FileSpan(str(root))))]
     if not root.is_dir():

@@ -15,7 +15,7 @@ from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
 from dalle.data.custom.records import Source
 from dalle.data.custom.walk import count_by_extension, describe_ignored, log_ignored_once
 from dalle.data.custom.webdataset import TarSource
-from dalle.files import missing_path
+from dalle.files import expand_home, missing_path
 from dalle.files.remote import may_be_an_id
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -28,7 +28,7 @@ def open_source(config: CustomConfig, path: str, split: str) -> Source:
     Raises:
         ValueError: there is no usable data.
     """
-    local = Path(path).expanduser()
+    local = expand_home(path)
     if local.is_dir():
         return _of_folder(config, local, split)
     # A folder of that name comes first: names of files and folders may hold the signs of a pattern
@@ -90,7 +90,7 @@ def expand_pattern(path: Path) -> list[Path]:
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` looks like a hub id (`owner/name`) and not like a local path that does not exist."""
-    local = Path(path).expanduser()
+    local = expand_home(path)
     # What looks like owner/name is a mistyped path where the first half is a folder here: nothing is asked of the hub
     alike = _HUB_ID.fullmatch(path) is not None and may_be_an_id(path.split("/"))
     return alike and not local.parent.is_dir() and local.suffix not in (".parquet", ".tar")

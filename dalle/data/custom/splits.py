@@ -1,8 +1,10 @@
-"""The splits of your own data: their names, where their records lie, and a warning if none is held out."""
+"""The splits of your own data: their names, where their records lie, and a warning if both are the same."""
 
 from __future__ import annotations
 
 import logging
+import re
+from typing import Literal
 
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.open_source import open_source
@@ -18,7 +20,12 @@ def source_of_split(config: CustomConfig, split: str) -> Source:
     if split == "train" or not config.separate_validation:
         return open_source(config, config.path, config.split)
     # Either may be given alone: another path with the same split, or another split of the same path
-    return open_source(config, config.validation_path or config.path, config.validation_split or config.split)
+    path, split = config.validation_path or config.path, config.validation_split or config.split
+    try:
+        return open_source(config, path, split)
+    except ValueError as error:  # it names the options of the training split
+        message = re.sub(r"\b(set|matches) data\.(path|split) ", r"\1 data.validation_\2 ", str(error))
+        raise ValueError(message) from error
 
 
 def check_split(split: str) -> str:
@@ -32,10 +39,11 @@ def check_split(split: str) -> str:
     return split
 
 
-def warn_nothing_held_out(config: CustomConfig) -> None:
-    """Warn that validation will use training images, since the hash of no record's name holds it out."""
+def warn_splits_are_one(config: CustomConfig, held_out: Literal["no", "every"]) -> None:
+    """Warn that validation will use training images, since the hashes of the names hold out no record, or every one."""
     log.warning(
-        "%s: no record is held out (data.validation_share=%g), so validation uses training images",
+        "%s: %s record is held out (data.validation_share=%g), so validation uses training images",
         config.path,
+        held_out,
         config.validation_share,
     )

@@ -12,7 +12,7 @@ from dalle.data.base import Pair
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.decode import decode_record
 from dalle.data.custom.records import Record, Shard
-from dalle.data.custom.splits import check_split, source_of_split, warn_nothing_held_out
+from dalle.data.custom.splits import check_split, source_of_split, warn_splits_are_one
 from dalle.data.shuffle import stratified_indices
 
 _OPEN_SHARDS = 32  # shards read in turn for the validation sample of a stream
@@ -91,11 +91,11 @@ class StreamValidation:
             # A separate validation set is used as it is; else the records that the hash of their name holds out
             shards = source_of_split(config, self.split).shards()
             wanted = self.split == "validation" and not config.separate_validation
-            self._cache = list(
-                islice(_round_robin(shards, lambda record: config.holds_out(record.key) == wanted), most)
-            )
+            found = _round_robin(shards, lambda record: config.holds_out(record.key) == wanted)
+            # A search for what cannot be there would read the whole stream
+            self._cache = [] if wanted and not config.holds_out_any else list(islice(found, most))
             if not self._cache:
-                warn_nothing_held_out(config)
+                warn_splits_are_one(config, "no")
                 self._cache = list(islice(_round_robin(shards, lambda _: True), most))
         return self._cache
 

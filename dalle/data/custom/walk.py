@@ -55,32 +55,33 @@ def walk(root: Path) -> FolderListing:
     waiting, links = [root], list[Path]()
     while waiting or links:  # links last: of two paths to a folder, prefer the one without a link
         folder = waiting.pop() if waiting else links.pop(0)
-        identity = folder.stat().st_dev, folder.stat().st_ino  # links may form circles
-        if identity in seen:
-            found.ignored["links to folders already read"] += 1
-        elif folder != root and _is_run(folder):
-            found.ignored["folders of training runs"] += 1
-        else:
-            seen.add(identity)
-            try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except PermissionError:
-                found.ignored["folders without read permission"] += 1
+        try:
+            identity = folder.stat().st_dev, folder.stat().st_ino  # links may form circles
+            if identity in seen:
+                found.ignored["links to folders already read"] += 1
                 continue
-            for entry in entries:
-                path = Path(entry.path)
-                # .git, .DS_Store, "._" files of macOS: never data
-                if entry.name.startswith(".") or entry.name in _OF_THE_SYSTEM:
-                    continue
-                kind = _kind(entry)
-                if kind == "folder":
-                    (links if entry.is_symlink() else waiting).append(path)
-                elif kind == "file":
-                    found.files.append(path)
-                else:
-                    found.ignored[
-                        "links without a target" if entry.is_symlink() else "files of special kinds, such as pipes"
-                    ] += 1
+            if folder != root and _is_run(folder):
+                found.ignored["folders of training runs"] += 1
+                continue
+            seen.add(identity)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except PermissionError:
+            found.ignored["folders without read permission"] += 1
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            # .git, .DS_Store, "._" files of macOS: never data
+            if entry.name.startswith(".") or entry.name in _OF_THE_SYSTEM:
+                continue
+            kind = _kind(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else waiting).append(path)
+            elif kind == "file":
+                found.files.append(path)
+            else:
+                found.ignored[
+                    "links without a target" if entry.is_symlink() else "files of special kinds, such as pipes"
+                ] += 1
     found.files.sort()
     return found
 

@@ -51,7 +51,7 @@ class EncodeOptions:
     """How images are encoded."""
 
     seed: int = 0
-    """Random seed; view v of an image is its sample in epoch v of a training run with this seed."""
+    """Random seed; view v of an image is its sample in epoch v of a training run with this seed, unless streamed."""
     views: int = 1
     """Number of views of each training image: random crops, or other variations of its data set."""
     mirror: bool = False
@@ -155,7 +155,9 @@ class Encoding:
                     if there is None:
                         there = self._encode_shard(split, job, pool, bad, on_progress)
                     else:
-                        on_progress(job.images or there.rows, True)
+                        views, sides = self._variants(split)
+                        images = there.rows // (views * len(sides)) + len(there.bad)
+                        on_progress(job.images or images, True)
                         bad.merge(there.bad)
                     found[split].append(there)
         return found
@@ -210,6 +212,12 @@ class Encoding:
             (self.folder / _LOCK).unlink(missing_ok=True)
             self._lock.close()
 
+    def _variants(self, split: str) -> tuple[int, tuple[bool, ...]]:
+        """The number of views of each image, and the sides of each view."""
+        # Validation images once, as they are
+        options = self.options
+        return (1, (False,)) if split == "validation" else (options.views, _SIDES[: 1 + options.mirror])
+
     def _encode_shard(
         self,
         split: str,
@@ -220,8 +228,7 @@ class Encoding:
     ) -> ShardFile:
         """Encode and write one shard."""
         options, source = self.options, self.splits[split]
-        # Validation images once, as they are
-        views, sides = (1, (False,)) if split == "validation" else (options.views, _SIDES[: 1 + options.mirror])
+        views, sides = self._variants(split)
         rows: dict[str, list[Any]] = {"key": [], "view": [], "mirrored": [], "captions": []}
         values = [np.empty((0, self.provenance.width), dtype=self.provenance.dtype)]
         broken: dict[str, None] = {}

@@ -58,6 +58,8 @@ class StreamedSplit:
 
     def jobs(self, size: int, rank: int, world: int) -> Iterator[ShardJob]:
         """Yield this process's jobs, each of at most `size` images."""
+        if self.apart and not self.config.holds_out_any:  # a search for them would read the whole stream
+            return
         for number in range(rank, len(self.shards), world):
             records = self.shards[number].records()
             own = (record for record in records if self.config.holds_out(record.key) == self.apart)
@@ -67,9 +69,12 @@ class StreamedSplit:
                 deque(items, maxlen=0)  # skip what the caller left unread because the shard exists
 
     def pair(self, record: Record, seed: int, view: int) -> Pair:
-        """A view of a record, as epoch `view` of a training run with this seed has it."""
+        """A view of a record: a choice such as training makes, but of no epoch of it.
+
+        In training, the seed depends on the record's place in the epoch, which each epoch shuffles anew.
+        """
         training = self.split == "train"
-        # Records of a stream have no index; their key makes the choices differ (`sample_caption`)
+        # The key makes the choices of records differ (`sample_caption`)
         return decode_record(record, self.config, self.image_size, pair_seed(seed, view, 0) if training else None)
 
     def contents(self) -> list[str]:

@@ -281,11 +281,12 @@ def test_fewer_images_than_a_batch_train_and_validate(
     assert [len(batch.captions) for batch in evaluation_batches(held, 32)] == [3]
 
 
-def test_data_set_held_out_entirely_still_trains(tmp_path: Path) -> None:
+def test_data_set_held_out_entirely_still_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.png").write_bytes(image(1))
     (tmp_path / "a.txt").write_text("one")
     config = CustomConfig(path=str(tmp_path), validation_share=0.9999999)
     assert len(CustomDataset(config, "train", SIDE)) == len(CustomDataset(config, "validation", SIDE)) == 1
+    assert "every record is held out (data.validation_share=1), so validation uses training images" in caplog.text
 
 
 @STREAM

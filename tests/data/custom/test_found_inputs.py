@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -220,3 +221,28 @@ def test_errors_name_what_is_there_in_place_of_data(tmp_path: Path, caplog: pyte
 def test_files_of_other_formats_are_named_by_their_content(start: bytes, name: str) -> None:
     with pytest.raises(UnreadableImage, match=f"it is a {name} file, which is not read: convert it"):
         decode_image(start + bytes(40))
+
+
+@pytest.mark.parametrize("locked", ["listing", "search"])
+def test_folders_without_permission_are_counted(
+    locked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the system refuses them to all but root: a folder's own names, or what its names stand for."""
+    put(tmp_path, 1)
+    put(tmp_path / "own/deep", 2)
+    names = {"listing": ("own",), "search": ("own/config.yaml", "own/deep")}[locked]
+    refused = {str(tmp_path / name) for name in names}
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)) and str(path) in refused:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    if locked == "search":
+        monkeypatch.setattr(os, "stat", refusing(os.stat))
+    assert read(tmp_path) == ({1: "number 1"}, [])
+    assert "1 folder without read permission" in caplog.text

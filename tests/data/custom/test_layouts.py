@@ -149,11 +149,10 @@ def test_split_folders_are_recognized(tmp_path: Path, caplog: pytest.LogCaptureF
     for name in ("validation", "val"):
         config = CustomConfig(path=str(tmp_path), validation_split=name)
         assert len(CustomDataset(config, "train", 8)) == 6 and len(CustomDataset(config, "validation", 8)) == 3
-    for options in ({"split": "nonsense"}, {"validation_split": "nonsense"}):
-        with pytest.raises(
-            ValueError, match="has no split 'nonsense': there are train, test, validation; set data.spl"
-        ):
-            CustomDataset(CustomConfig(path=str(tmp_path), **options), "validation", 8)
+    for option in ("split", "validation_split"):
+        said = f"has no split 'nonsense': there are train, test, validation; set data.{option} to one"
+        with pytest.raises(ValueError, match=said):
+            CustomDataset(CustomConfig(path=str(tmp_path), **{option: "nonsense"}), "validation", 8)  # type: ignore[arg-type]
 
 
 def test_class_folders_are_no_splits(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.records import Record, Shard
 from dalle.data.custom.splits import source_of_split
 from dalle.data.custom.stream import CustomStream, StreamValidation
+from dalle.data.custom.webdataset import TarSource
+from dalle.data.token_shards.jobs import StreamedSplit
 from support.custom_layouts import (
     SIDE,
     Layout,
@@ -77,3 +80,22 @@ def test_few_shards_of_a_stream_are_open_at_a_time(monkeypatch: pytest.MonkeyPat
     shards = [Shard(name, lambda n=name: (Record(f"{n}{i}") for i in range(3))) for name in "abcd"]
     found = [record.key for record in stream_module._round_robin(shards, lambda record: record.key != "d1")]
     assert found == ["a0", "d0", "a1", "d2", "a2", "b0", "c0", "b1", "c1", "b2", "c2"]
+
+
+def test_no_record_is_searched_for_where_none_can_be_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream of the hub may be endless, for all that is known of it."""
+    read = []
+
+    def records(self: TarSource, file: Path) -> Iterator[Record]:
+        for number in range(1000):
+            read.append(number)
+            yield Record(f"{file.name}/{number}", ("a",), b"")
+
+    config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=4, validation_share=0)
+    monkeypatch.setattr(TarSource, "_records_in_utf8", records)
+    assert len(StreamValidation(config, "validation", SIDE)) == 4
+    assert len(read) == 4 and "no record is held out" in caplog.text
+    assert list(StreamedSplit(config, "validation", SIDE).jobs(8, 0, 1)) == []
+    assert len(read) == 4

@@ -9,8 +9,11 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from dalle.data import open_data, open_training
+from dalle.data import location, open_data, open_training
 from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.folder import image_files
+from dalle.data.custom.open_source import is_hub_id
+from dalle.data.labeled import open_labeled_images
 from dalle.data.loader import evaluation_batches
 from support.custom_layouts import (
     SIDE,
@@ -118,3 +121,34 @@ def test_unknown_split_is_refused(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         CustomConfig(**{"path": "x"} | options)
+
+
+def test_homes_of_unknown_users_are_one_line() -> None:
+    path = "~nobody-of-this-name/x"
+    for opened in (
+        lambda: open_training(CustomConfig(path=path), SIDE),
+        lambda: location(CustomConfig(path=path)),
+        lambda: is_hub_id(path),
+        lambda: image_files(path),
+        lambda: open_labeled_images(path),
+    ):
+        with pytest.raises(ValueError, match=f"^{path}: ~nobody-of-this-name is no home folder here: give the path"):
+            opened()
+
+
+def test_errors_of_the_validation_data_name_its_options(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        with_parquet(tmp_path / name)
+    (tmp_path / "two/part-0.parquet").rename(tmp_path / "two/test-0.parquet")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    for options, said in (
+        ({"validation_split": "no"}, "has no split 'no': there are train; set data.validation_split to one"),
+        ({"validation_path": two, "split": "validation"}, "there are train, test; set data.validation_split to one"),
+        ({"validation_path": str(tmp_path / "no/a/b")}, "; set data.validation_path to your images"),
+        ({"validation_path": str(tmp_path / "*.tar")}, "no file matches data.validation_path "),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_data(CustomConfig(path=one, **options), "validation", SIDE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"there are train; set data\.split to one"):
+        open_data(CustomConfig(path=one, split="test"), "train", SIDE)

@@ -171,6 +171,21 @@ def test_interrupted_encoding_resumes_and_keeps_finished_shards(
         assert kept == {name: (folder / name).stat().st_ino for name in kept}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_that_are_encoded_already_are_counted_as_images(
+    stream: bool, table: Path, tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
+    config = CustomConfig(path=str(table), stream=stream, validation_share=0.2)
+    options = EncodeOptions(views=2, mirror=True, shard_images=16, batch_size=8)
+    for again in (False, True):
+        counted = Counter[bool]()
+        encoding = Encoding(config, token_encoder(tokenizer, "tiny"), tmp_path, options)
+        encoding.begin()
+        found = encoding.run(0, 1, lambda images, there: counted.update({there: images}))  # noqa: B023
+        encoding.finish([found])
+        assert counted == {again: COUNT}
+
+
 def test_resuming_with_other_options_is_refused(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     config = CustomConfig(path=str(images))
     encode(config, tokenizer, tmp_path, sha256="aaa")
