@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +35,12 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.training.recipe import TextTokenizerRecipe
 
     limit = None if args.memory is None else int(parse_size(args.memory, "B", "memory"))
-    recipe = resolve_recipe(args.config, args.overrides)
-    if isinstance(recipe, TextTokenizerRecipe):
-        raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")
-    found = find_batch(recipe, limit, args.processes, _print_trial, _print_start)
+    # A run's folder, for published weights that are converted first
+    with tempfile.TemporaryDirectory(prefix="dalle-find-batch-") as scratch:
+        recipe = resolve_recipe(args.config, [*args.overrides, f"run.dir={json.dumps(scratch)}"])
+        if isinstance(recipe, TextTokenizerRecipe):
+            raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")
+        found = find_batch(recipe, limit, args.processes, _print_trial, _print_start)
     print(found.options)
 
 

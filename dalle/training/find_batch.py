@@ -16,11 +16,12 @@ import torch
 
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
-from dalle.device import free_memory
+from dalle.device import free_memory, out_of_memory
+from dalle.training.init_from import prepare_initial
 from dalle.training.optim import EMA, build_optimizer
 from dalle.training.planning.memory import memory
 from dalle.training.planning.setup import ModelSize, TrainSetup
-from dalle.training.recipe import DALLERecipe, LoopRecipe
+from dalle.training.recipe import DALLERecipe, ImageTokenizerRecipe, LoopRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.precision import resolve_precision
 from dalle.training.tasks import build_task
@@ -72,7 +73,7 @@ def find_batch(
     """Find the largest micro-batch with which a recipe trains in one process.
 
     Args:
-        recipe: recipe to train.
+        recipe: recipe to train; published weights that it begins with are converted to its run.dir.
         limit: memory limit in bytes; None takes 90 % of what is free on the device.
         processes: number of processes that will share run.batch_size.
         on_trial: called with the outcome of each trial.
@@ -87,6 +88,8 @@ def find_batch(
             "multiple, or change the number of processes"
         )
     recipe = resolve_precision(recipe)
+    # As in `_trial`: what these options ask for is not tried
+    prepare_initial(recipe, start_accelerator(replace(recipe.run, accumulation=1, tracker="none")))
     own = recipe.run.batch_size // processes
     sizes = [n for n in range(1, own + 1) if own % n == 0]  # divisors: all micro-batches of a step are equal
     limit = int(0.9 * _free_memory(recipe)) if limit is None else limit
@@ -199,15 +202,16 @@ def _child(recipe: LoopRecipe, limit: int, answer: Connection) -> None:
 
 
 def _run_trial(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]:
-    """Train for a few steps; returns "fits", "memory" (out of it) or "wrong" (invalid recipe or data), and details."""
+    """Train for a few steps; returns "fits", "memory" (out of it) or "wrong" (any other failure), and details."""
     try:
         device = _train_steps(recipe, limit, answer)
-    except MemoryError:
-        return "memory", "out of memory"
-    except (ValueError, OSError) as error:
-        return "wrong", str(error)
-    except RuntimeError as error:  # torch.OutOfMemoryError and other allocator errors
-        return "memory", str(error).partition("\n")[0]
+    except Exception as error:
+        if (shortage := out_of_memory(error)) is not None:
+            return "memory", shortage
+        if isinstance(error, (ValueError, OSError)):
+            return "wrong", str(error)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return "wrong", f"a trial failed, and not for lack of memory: {told}"
     if device.type == "cuda":
         return "fits", f"{torch.cuda.max_memory_reserved(device) / 1e9:.3g} GB reserved"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -226,12 +230,15 @@ def _train_steps(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.de
     task = build_task(recipe, accelerator.device)
     optimizers = {phase.name: accelerator.prepare(build_optimizer(phase.module, phase.optim)) for phase in task.phases}
     ema = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
+    # Also a discriminator that starts later, as the run must not fail then
+    adversarial = recipe.adversarial if isinstance(recipe, ImageTokenizerRecipe) else None
+    step = run.steps if adversarial is None else max(run.steps, adversarial.start)
     stream = batches(open_training(recipe.data, task.image_size), batch_size=run.batch_size, seed=run.seed)
     task.model.train()
     for _ in range(_STEPS):
         micro = [task.inputs(part) for part in next(stream).split(run.accumulation)]
-        for phase in task.phases:  # also a discriminator that starts later, as the run must not fail then
-            total, _ = accumulate(task, phase, micro, accelerator, run.steps)
+        for phase in task.phases:
+            total, _ = accumulate(task, phase, micro, accelerator, step)
             optimizer_step(phase, total, optimizers[phase.name], accelerator, 0, run.steps)
         task.on_step_end(lambda tensor: tensor)
         if ema is not None:

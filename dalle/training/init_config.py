@@ -110,7 +110,7 @@ def with_initial_config(data: Mapping[str, Any], weights: bool = True) -> dict[s
     else:
         published = read_model(opened, weights=weights)
         # Where `prepare_initial` puts published weights once the run begins
-        place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
+        place = Path(str(_section(settled, "run").get("dir", "run"))) / FOLDER
         names = ("image_tokenizer", "text_tokenizer")
         found = {name: str(place / name) for name in names if getattr(published, name) is not None}
         if published.image_tokenizer is None and published.image_source:
@@ -121,7 +121,7 @@ def with_initial_config(data: Mapping[str, Any], weights: bool = True) -> dict[s
         merges = not isinstance(published.text_tokenizer, JSONTokenizer)
     if not merges:
         settled.setdefault("bpe_dropout", 0.0)  # its merges are those of a library, which skips none
-    settled["model"] = _merged(model, settled.get("model") or {})
+    _complete(settled, model)
     for name, part in found.items():
         settled.setdefault(name, part)
     if sampling is not None:
@@ -136,31 +136,43 @@ def _with_clip(settled: dict[str, Any], source: str) -> dict[str, Any]:
             raise ValueError(f"init_from: {source} is of stage {opened.config.get('stage')!r}; expected a CLIP")
         words, model = str(opened.path / "text_tokenizer"), opened.config.get("model") or {}
     else:
-        words = str(Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER / "text_tokenizer")
+        words = str(Path(str(_section(settled, "run").get("dir", "run"))) / FOLDER / "text_tokenizer")
         model = to_dict(read_clip(opened).config)
     loss = settled.setdefault("loss", "sigmoid" if model.get("sigmoid") else "softmax")
     # The sigmoid's options follow the loss: an initial bias makes no sense for a softmax
     own = {"sigmoid": loss == "sigmoid"} | ({} if loss == "sigmoid" else {"initial_bias": None})
-    settled["model"] = _merged(_merged(model, own), settled.get("model") or {})
+    _complete(settled, _merged(model, own))
     settled.setdefault("text_tokenizer", words)
     return settled
 
 
 def _with_unclip(settled: dict[str, Any], source: str) -> dict[str, Any]:
-    place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
+    place = Path(str(_section(settled, "run").get("dir", "run"))) / FOLDER
     found = initial_part(settled, source, place)
-    asked, own = (settled.get("model") or {}).get("kind"), found.model.get("kind")
+    asked, own = _section(settled, "model").get("kind"), found.model.get("kind")
     if None not in (asked, own) and asked != own:
         raise ValueError(
             f"init_from: {source} is of kind {own}, and model.kind is {asked}: fine-tune it by a recipe whose `model:` "
             f"has kind {own}, or is left out"
         )
-    settled["model"] = _merged(found.model, settled.get("model") or {})
+    _complete(settled, found.model)
     if found.sampling is not None:
         settled.setdefault("sampling", dict(found.sampling))
     if found.clip is not None:
         settled.setdefault("clip", found.clip)
     return settled
+
+
+def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a recipe; {} if it has none, or something else there, which `parse_recipe` refuses."""
+    found = data.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _complete(settled: dict[str, Any], model: Mapping[str, Any]) -> None:
+    """Complete `model:` from that of `init_from`; what is no mapping is left for `parse_recipe` to refuse."""
+    if isinstance(settled.get("model") or {}, Mapping):
+        settled["model"] = _merged(model, _section(settled, "model"))
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

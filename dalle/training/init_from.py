@@ -5,7 +5,10 @@ Published weights are first converted to a model folder, RUN/initial, so that ev
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import shutil
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -17,10 +20,11 @@ from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.convert import convert
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, without_weights
 from dalle.checkpoints.source import is_model_folder
 from dalle.checkpoints.tensors import open_tensors
 from dalle.config import to_dict
-from dalle.files import check_folder
+from dalle.files import FileLock, check_folder, write_text
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
@@ -28,7 +32,8 @@ from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.upsampler import Upsampler
-from dalle.training.init_image_tokenizer import FOLDER, check_image_tokenizer, prepare_image_tokenizer
+from dalle.training.checkpoint.folders import folders
+from dalle.training.init_image_tokenizer import FOLDER, check_image_tokenizer, image_tokenizer_folder
 from dalle.training.init_unclip import part_folder, part_name
 from dalle.training.lora import check_installed
 from dalle.training.recipe import (
@@ -41,16 +46,21 @@ from dalle.training.recipe import (
 
 _InitFromRecipe = CLIPRecipe | DALLERecipe | PriorRecipe | DiffusionRecipe
 _UnCLIPModel = DiffusionPrior | AutoregressivePrior | DiffusionDecoder | Upsampler
+# Of a file that is hashed: blocks of so many bytes, at so many places if it is larger than all of them together
+_BLOCK, _PLACES = 2**16, 256
 
 
 def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     """Convert published weights of a recipe's `init_from` to RUN/initial, unless that has been done; check our own.
 
+    What was converted from others is replaced, as long as nothing has been trained from it.
+
     A published image tokenizer of a DALL-E is converted to a folder in it. What is one of our model folders stays where
     it is. The main process converts while the others wait.
 
     Raises:
-        ValueError: the weights cannot be converted, are damaged, or the recipe asks for LoRA, which is not installed.
+        ValueError: the weights cannot be converted, are damaged, or not those that the run has been trained from; or
+            the recipe asks for LoRA, which is not installed.
     """
     if not isinstance(recipe, _InitFromRecipe):
         return
@@ -59,17 +69,76 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     with accelerator.main_process_first():  # the others find the folders made
         target = recipe.run.dir / FOLDER
         path = None if recipe.init_from is None else resolve(recipe.init_from)
-        if path is not None and not is_model_folder(path) and not target.exists():  # made already: the run is resumed
-            check_folder(recipe.run.dir, "run.dir=FOLDER")
-            convert(path, target, "float32")
-        elif path is not None and is_model_folder(path) and accelerator.is_main_process:  # one process reads it all
+        if path is not None and not is_model_folder(path):
+            _convert_once(recipe, "init_from", path, target, accelerator.is_main_process)
+        elif path is not None and accelerator.is_main_process:  # one process reads it all
             own = _initial_folder(recipe, path)
             own.tensors()  # first, as it says more of a file that is missing or cut short
             own.check()
         if isinstance(recipe, DALLERecipe):
-            prepare_image_tokenizer(recipe)
+            images = resolve(recipe.image_tokenizer)
+            if not is_model_folder(images):
+                size = recipe.model.grid[0] * without_weights(read_image_tokenizer(images)).factor
+                place = image_tokenizer_folder(recipe)
+                _convert_once(recipe, "image_tokenizer", images, place, accelerator.is_main_process, size)
             if path is not None:
                 check_image_tokenizer(recipe, ModelFolder(path if is_model_folder(path) else target))
+
+
+def _convert_once(
+    recipe: LoopRecipe, option: str, source: Path, target: Path, is_main: bool, image_size: int | None = None
+) -> None:
+    """Convert published weights to a folder of a run, unless that has been done, and record what was converted.
+
+    Raises:
+        ValueError: the run has been trained from other weights, or another process is training from them.
+    """
+    run, record = recipe.run.dir, target.with_name(f"{target.name}.sha256")
+    digest = _hash(source) if is_main else ""
+    made = f"{digest} {image_size or ''}".strip()
+    if target.exists():
+        recorded = made  # the main process has compared them; folders of earlier versions have no record
+        if is_main and not is_model_folder(target):
+            recorded = "none"  # an image tokenizer is in it
+        elif is_main and record.is_file():
+            recorded = record.read_text(encoding="utf-8")
+        trained = bool(folders(run))
+        if trained and not recorded.startswith(digest):
+            raise ValueError(
+                f"{option}={getattr(recipe, option)} is not what the run in {run} has been trained from: resume with "
+                "that, or choose another run.dir=FOLDER"
+            )
+        if trained or recorded == made:  # images of another size: the checkpoint is of another architecture
+            return
+        try:
+            lock = FileLock(run / ".lock")  # that of a run, which is held from before its first checkpoint
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{error} is training in {run} from another {option}: choose another run.dir=FOLDER"
+            ) from error
+        with lock:
+            record.unlink(missing_ok=True)  # first: it must not be taken for that of the next folder
+            shutil.rmtree(target)
+    check_folder(run, "run.dir=FOLDER")
+    convert(source, target, "float32", given=None if image_size is None else {"image_size": image_size})
+    if is_main:
+        write_text(record, made)
+
+
+def _hash(source: Path) -> str:
+    """Hash of the files of published weights, without their card; of large ones 256 places, as all take minutes."""
+    digest = hashlib.sha256()
+    for file in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
+        name = file.relative_to(source)
+        if name.suffix == ".md" or any(part.startswith(".") for part in name.parts):  # a hub's own notes
+            continue
+        size = file.stat().st_size
+        digest.update(os.fsencode(name) + f"\0{size}\n".encode())
+        with file.open("rb") as handle:
+            for start in range(0, size, max(_BLOCK, size // _PLACES)):
+                handle.seek(start)
+                digest.update(handle.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:

@@ -13,11 +13,8 @@ from dalle.checkpoints.image_codes import recorded_codes
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.modules import load_weights
-from dalle.checkpoints.published.convert import convert
-from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, without_weights
 from dalle.checkpoints.source import is_model_folder
 from dalle.config import from_dict, renamed
-from dalle.files import check_folder
 from dalle.image_tokenizers import ImageTokenizerConfig, check_codes
 from dalle.image_tokenizers.vqgan import VQGAN
 from dalle.image_tokenizers.vqgan_layers import AttentionBlock, ResidualBlock
@@ -30,21 +27,8 @@ FOLDER = "initial"
 _OUTPUT = "decoder.conv_out."
 
 
-def prepare_image_tokenizer(recipe: DALLERecipe) -> None:
-    """Convert a published image tokenizer of a recipe to a model folder for its grid, unless that has been done.
-
-    Raises:
-        ValueError: it is of no known family, or damaged.
-    """
-    images, place = resolve(recipe.image_tokenizer), image_tokenizer_folder(recipe)
-    if images != place and not place.exists():
-        check_folder(recipe.run.dir, "run.dir=FOLDER")
-        size = recipe.model.grid[0] * without_weights(read_image_tokenizer(images)).factor
-        convert(images, place, "float32", given={"image_size": size})
-
-
 def image_tokenizer_folder(recipe: DALLERecipe) -> Path:
-    """The model folder of a recipe's image tokenizer: itself, or what `prepare_image_tokenizer` makes of it."""
+    """The model folder of a recipe's image tokenizer: itself, or what `prepare_initial` makes of it."""
     path = resolve(recipe.image_tokenizer)
     return path if is_model_folder(path) else recipe.run.dir / FOLDER / "image_tokenizer"
 

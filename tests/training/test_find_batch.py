@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 
 from dalle.__main__ import main
-from dalle.training.find_batch import _largest
+from dalle.training import find_batch as module
+from dalle.training.find_batch import Trial, _largest, _run_trial
+from dalle.training.recipe import LoopRecipe, load_recipe
+from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
+from support.published import folders
 from support.tiny_model import VQGAN_MODEL
 
 VQGAN = {
@@ -36,10 +42,27 @@ def test_batch_search_equals_exhaustive_search(sizes: list[int]) -> None:
             assert len(asked) <= 2 or guess != most  # a good guess is asked for, and what is beyond it
 
 
+class Answers:
+    """In place of a pipe to the parent process."""
+
+    def send(self, answer: object) -> None:
+        assert answer is None
+
+
+def tried(recipe: Path, *options: str) -> tuple[str, str]:
+    """The outcome of a trial of two small images, in this process."""
+    small: Any = load_recipe(
+        recipe, ["model.image_size=16", "run.batch_size=2", "data.size=80", "run.precision=fp32", *options]
+    )
+    answers: Any = Answers()
+    return _run_trial(small, 10**12, answers)
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    AcceleratorState._reset_state()  # Accelerate holds the first settings of a process for good
     (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
     return tmp_path / "vqgan.yaml"
 
@@ -48,7 +71,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_batch_that_does_not_fit_is_accumulated(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["find-batch", str(recipe), "--memory", "700MB"]) == 0
     out, err = capfd.readouterr()
-    assert err.startswith("512 images at a time: does not fit (it takes more)\n") and "Traceback" not in err
+    assert err.startswith("trying 512 images at a time ...\n512 images at a time: does not fit (it takes more)\n")
+    assert "Traceback" not in err
     accumulation = int(out.removeprefix("run.accumulation="))
     assert 1 < accumulation < 512 and 512 % accumulation == 0
     assert f"{512 // accumulation} image{'s' * (accumulation < 512)} at a time: fits (" in err
@@ -59,9 +83,56 @@ def test_batch_that_does_not_fit_is_accumulated(recipe: Path, capfd: pytest.Capt
 def test_recipe_errors_are_not_reported_as_out_of_memory(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["find-batch", str(recipe), "data={kind: drawings, root: nowhere}"]) == 2
     err = capfd.readouterr().err
-    assert "nowhere" in err and "fit" not in err and err.count("\n") == 1
+    assert "nowhere" in err and "fit" not in err and err.count("\n") == 2  # what is tried, and why it cannot be
     assert main(["find-batch", str(recipe), "--memory", "1MB", "run.batch_size=2"]) == 2
     assert "dalle find-batch: not even one image fits 0.001 GB" in capfd.readouterr().err
+
+
+def test_a_discriminator_that_starts_after_the_last_step_is_tried(recipe: Path) -> None:
+    kind, told = tried(recipe, "adversarial={start: 5, channels: 8, layers: 1}")
+    assert kind == "fits", told
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (AssertionError("lost"), "wrong", "a trial failed, and not for lack of memory: AssertionError: lost"),
+        (RuntimeError("shapes\ndiffer"), "wrong", "not for lack of memory: RuntimeError: shapes differ"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory", "out of memory"),
+    ],
+)
+def test_a_failure_is_not_taken_for_a_lack_of_memory(
+    error: Exception, kind: str, told: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ImageTokenizerTask, "loss", failing)
+    found = tried(recipe)
+    assert found[0] == kind and told in found[1]
+
+
+def test_published_weights_are_converted_for_the_trials(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        "stage": "dalle",
+        "init_from": str(folders.mindalle(tmp_path / "theirs")),
+        "data": {"kind": "shapes", "size": 80},
+        "optim": {},
+        "run": {"dir": str(tmp_path / "run"), "steps": 1, "batch_size": 2, "validation_images": 2, "device": "cpu"},
+    }
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(content))
+
+    def trial(tuned: LoopRecipe, images: int, *_: object) -> Trial:
+        answers: Any = Answers()
+        kind, told = _run_trial(tuned, 10**12, answers)
+        assert kind == "fits", told
+        return Trial(images, True, told)
+
+    monkeypatch.setattr(module, "_trial", trial)
+    assert main(["find-batch", str(tmp_path / "finetune.yaml"), "--memory", "4GB"]) == 0
+    assert capsys.readouterr().out == "run.accumulation=1\n" and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

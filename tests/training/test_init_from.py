@@ -79,6 +79,37 @@ def test_full_finetuning_starts_from_the_model_and_resumes(tiny_model: Path, tmp
     assert all(moved(dalle.load_model(tiny_model), again)[name] for name in ("image_head.weight", "text_head.weight"))
 
 
+def test_converted_weights_are_those_that_the_recipe_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first, second = (folders.mindalle(tmp_path / name) for name in ("first", "second"))
+    content = torch.load(second / "stage2_last.ckpt")
+    torch.save({"state_dict": {n: v + v.is_floating_point() for n, v in content["state_dict"].items()}},
+               second / "stage2_last.ckpt")  # fmt: skip
+    file, still = recipe(tmp_path, first), ["optim.lr=0", "optim.weight_decay=0"]
+    capfd.readouterr()
+    assert "nowhere" in refused([file, "data={kind: pairs, path: nowhere}"], capfd)  # after the conversion
+    assert not any(moved(dalle.load_model(first), dalle.load_model(tmp_path / "run/initial")).values())
+    assert train.main([file, f"init_from={second}", *still]) == 0
+    for place in ("initial", "model"):
+        assert not any(moved(dalle.load_model(second), dalle.load_model(tmp_path / "run" / place)).values())
+    moved_away = second.rename(tmp_path / "third")
+    more = [*still, "resume=true", "run.steps=3"]
+    assert train.main([file, f"init_from={moved_away}", *more]) == 0
+    capfd.readouterr()
+    told = refused([file, *more], capfd)
+    assert f"init_from={first} is not what the run in {tmp_path / 'run'} has been trained from: resume with" in told
+    (tmp_path / "run/initial.sha256").unlink()  # as in runs of earlier versions
+    assert train.main([file, *more]) == 0
+
+
+def test_an_image_tokenizer_is_converted_again_for_another_grid(tiny_model: Path, tmp_path: Path) -> None:
+    published = folders.mindalle(tmp_path / "theirs")
+    file = recipe(tmp_path, tiny_model, image_tokenizer=str(published / "stage1_last.ckpt"))
+    run = tmp_path / "run"
+    for side in (2, 4):
+        assert train.main([file, f"model.grid=[{side}, {side}]", "data={kind: pairs, path: nowhere}"]) == 2
+        assert dalle.load_image_tokenizer(run / "initial/image_tokenizer").grid == (side, side)
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
 def test_published_models_are_finetuned(lora: dict[str, Any] | None, tmp_path: Path) -> None:
     if lora is not None:
@@ -207,6 +238,10 @@ def test_wrong_inputs_give_a_one_line_error(
     capfd.readouterr()
     assert "expected a DALL-E" in refused([file, f"init_from={tiny_model.parent / 'clip'}"], capfd)
     assert "no such file or folder" in refused([file, "init_from=./nowhere"], capfd)
+    assert "model: expected" in refused([file, "model=models/emoji"], capfd)
+    assert "model: expected" in refused(
+        [file, f"init_from={tiny_model.parent / 'clip'}", "stage=clip", "model=x"], capfd
+    )
     assert "does not fit this architecture" in refused([file, "model.transformer.depth=1"], capfd)
     assert "set optim.ema=null" in refused([file, "lora.rank=2", "optim.ema=0.9"], capfd)
     if dalle_has_peft():
