@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dalle.checkpoints.folder_config import HASHED, read_config
 
+CALIBRATION = "calibration.json"
+"""Beside the weights of a CLIP, and fitted to them: taken by `dalle classify` without being named."""
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".svg", ".gif")
 CARD_SUFFIXES = (".md", ".yaml", *_IMAGES)
 """Of the files that may be in a folder before the weights: its card, the images in it, its recipe."""
@@ -89,7 +91,7 @@ def without_model(folder: Path, parts: Collection[str], recipe: bool) -> Callabl
         if own and own[0] in old | set(parts):
             kept = (".md", *_IMAGES)
             return [n for n in names if (Path(place) / n).is_file() and Path(n).suffix.lower() not in kept]
-        gone = {*HASHED, *(old - set(parts))} | (set() if recipe else {"config.yaml"})
+        gone = {*HASHED, CALIBRATION, *(old - set(parts))} | (set() if recipe else {"config.yaml"})
         return [name for name in names if not own and name in gone]
 
     return ignore

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.cli.classify import add_clip_options, add_label_options, labels_of, templates_given
+from dalle.cli.streams import utf8_argument
 
 
 def add(commands: Any) -> None:
@@ -20,9 +21,14 @@ def add(commands: Any) -> None:
         help="folder with a subfolder per class, parquet files, a data set on the hub, or emoji",
     )
     command.add_argument(
-        "--by", metavar="COLUMN", help="column with the class (label); for emoji: style, group or name (style)"
+        "--by",
+        type=utf8_argument,
+        metavar="COLUMN",
+        help="column with the class (label); for emoji: style, group or name (style)",
     )
-    command.add_argument("--image", metavar="COLUMN", help="column with images (default: found by name)")
+    command.add_argument(
+        "--image", type=utf8_argument, metavar="COLUMN", help="column with images (default: found by name)"
+    )
     command.add_argument("--split", help="split of the data set (default: test_pair for emoji, else train)")
     add_label_options(command)
     command.add_argument("--confusion", type=Path, metavar="FILE", help="write the confusion matrix as a PNG")
@@ -38,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.zeroshot import ZeroShotClassifier
     from dalle.apps.zeroshot.accuracy import evaluate_classifier
-    from dalle.apps.zeroshot.calibration import calibrate
+    from dalle.apps.zeroshot.calibration import calibrate, check_fit
     from dalle.apps.zeroshot.confusion import confusion_image
     from dalle.data.labeled import open_labeled_images
     from dalle.files import check_file
@@ -56,23 +62,34 @@ def _run(args: argparse.Namespace) -> None:
     classifier = ZeroShotClassifier.from_pretrained(
         labels or data.labels, args.clip, templates, args.device, subclasses=kinds
     )
+    if args.calibrate is not None:
+        check_fit(classifier)  # before all images are looked at
     with tqdm(total=len(data.records), unit="image", disable=None) as bar:
         result = evaluate_classifier(classifier, data, args.batch_size, args.workers, bar.update)
-    found = result.metrics
-    if args.calibrate is not None:
-        calibration, measured = calibrate(classifier, data, args.batch_size, args.workers)
-        calibration.write(args.calibrate)
-        found = found | {"temperature": calibration.temperature, "none_bias": calibration.none_bias} | measured
     for reason in result.skipped:
         print(f"dalle eval classify: skipped {reason}", file=sys.stderr)
     if args.confusion is not None:
         args.confusion.parent.mkdir(parents=True, exist_ok=True)
         write_png(confusion_image(result.confusion, classifier.labels), args.confusion, {})
-    if args.json:
-        more = {"labels": classifier.labels, "confusion": result.confusion.tolist(), "skipped": result.skipped}
-        print(json.dumps({"source": args.images} | found | more, indent=2, ensure_ascii=False))
-        return
-    print(f"{args.images}, {found['images']} images, {len(classifier.labels)} labels")
+    if not args.json:
+        print(f"{args.images}, {result.metrics['images']} images, {len(classifier.labels)} labels")
+        _print(result.metrics)
+    fitted: dict[str, float] = {}
+    try:
+        if args.calibrate is not None:
+            calibration, measured = calibrate(classifier, data, args.batch_size, args.workers)
+            calibration.write(args.calibrate)
+            fitted = {"temperature": calibration.temperature, "none_bias": calibration.none_bias} | measured
+    finally:  # a fit that fails does not take the accuracy with it
+        if args.json:
+            more = {"labels": classifier.labels, "confusion": result.confusion.tolist(), "skipped": result.skipped}
+            found = {"source": args.images} | result.metrics | fitted | more
+            print(json.dumps(found, indent=2, ensure_ascii=False))
+    if not args.json:
+        _print(fitted)
+
+
+def _print(found: dict[str, Any]) -> None:
     for name in (name for name in found if name != "images"):
         print(f"  {name:<24} {found[name]:10.4f}  {_MEANING[name]}")
 

@@ -54,6 +54,17 @@ def test_export_replaces_the_whole_model(model: Path, tmp_path: Path) -> None:
     assert not export(tmp_path / "new", tmp_path / "elsewhere", "float32")
 
 
+def test_export_drops_what_was_fitted_to_the_weights_of_before(tmp_path: Path) -> None:
+    for name, seed in (("old", 1), ("new", 2)):
+        save(tmp_path / name, CLIP, weights(seed))
+    (tmp_path / "old" / "calibration.json").write_text("{}")
+    assert export(tmp_path / "new", tmp_path / "old", "float32")
+    assert content(tmp_path / "old") == content(tmp_path / "new")
+    (tmp_path / "new" / "calibration.json").write_text("{}")  # one of the new weights comes with them
+    assert export(tmp_path / "new", tmp_path / "old", "float32")
+    assert (tmp_path / "old" / "calibration.json").is_file()
+
+
 def test_export_replaces_components_and_keeps_their_cards(model: Path, tmp_path: Path) -> None:
     save(tmp_path / "other", CLIP, weights(4))
     save(tmp_path / "new", MODEL, weights(3), parts={"clip": tmp_path / "other"})

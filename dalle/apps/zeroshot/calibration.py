@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.apps.embed import embed_images, fingerprint
+from dalle.checkpoints.target import CALIBRATION
 from dalle.data.labeled import LabeledImages
 from dalle.files import write_text
 from dalle.models.clip import CLIP
@@ -27,8 +28,6 @@ from dalle.models.clip import CLIP
 if TYPE_CHECKING:
     from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 
-FILE = "calibration.json"
-"""In the folder of a CLIP: taken by `dalle classify` without being named."""
 _DRAWS = 16  # sets of labels for each image
 _MOST_LABELS = 10  # in one of them
 _MOST_IMAGES = 2048  # more would hardly change two numbers
@@ -97,7 +96,7 @@ def calibration_beside(source: str | Path, clip: CLIP) -> Calibration | None:
     Raises:
         ValueError: it is damaged, or was fitted to another CLIP.
     """
-    file = Path(source).expanduser() / FILE
+    file = Path(source).expanduser() / CALIBRATION
     return read_calibration(file, clip) if file.is_file() else None
 
 
@@ -193,6 +192,19 @@ def measure(trials: Trials, calibration: Calibration) -> dict[str, float]:
     }
 
 
+def check_fit(classifier: ZeroShotClassifier) -> None:
+    """Check that a calibration can be fitted to a CLIP and labels, before images are read.
+
+    Raises:
+        ValueError: fewer than 3 labels, or the CLIP is a SigLIP.
+    """
+    if classifier.clip.config.sigmoid:
+        raise ValueError("a SigLIP gives each label a probability of its own, trained as such: there is nothing to fit")
+    count = len(classifier.labels)
+    if count < 3:
+        raise ValueError(f"{count} labels: give 3 at least, as images of one must be asked about two others")
+
+
 def calibrate(
     classifier: ZeroShotClassifier,
     data: LabeledImages,
@@ -217,11 +229,7 @@ def calibrate(
     Raises:
         ValueError: fewer than 3 labels or 10 images, or the CLIP is a SigLIP.
     """
-    if classifier.clip.config.sigmoid:
-        raise ValueError("a SigLIP gives each label a probability of its own, trained as such: there is nothing to fit")
-    count = len(classifier.labels)
-    if count < 3:
-        raise ValueError(f"{count} labels: give 3 at least, as images of one must be asked about two others")
+    check_fit(classifier)
     number_of = {label: number for number, label in enumerate(classifier.labels)}
     logits, null, targets = [], [], []
     for batch in embed_images(classifier.clip, data.records, batch_size, workers):

@@ -5,9 +5,9 @@ Shapes: L labels, B images, D dimensions of the embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -71,7 +71,6 @@ class ZeroShotClassifier:
         labels: L names, in the order in which they were given.
         templates: prompt templates.
         scores: the labels' vectors, and what images score with them.
-        calibration: makes the probability of none; as it comes, that of the null words in an uncalibrated softmax.
     """
 
     def __init__(
@@ -79,11 +78,20 @@ class ZeroShotClassifier:
         clip: CLIP,
         labels: Labels,
         templates: str | Sequence[str] = "images-en",
-        calibration: Calibration | None = None,
+        calibration: Calibration | Callable[[], Calibration | None] | None = None,
         subclasses: bool = False,
     ):
+        """Embed the labels.
+
+        Args:
+            clip: the CLIP.
+            labels: see `from_pretrained`.
+            templates: see `from_pretrained`.
+            calibration: makes the probability of none, or reads what does once it is needed.
+            subclasses: see `from_pretrained`.
+        """
         synonyms = synonyms_of(labels)
-        self.calibration = calibration or Calibration()
+        self._calibration = calibration
         self.clip, self.labels, self.templates = clip, list(synonyms), templates_of(templates)
         self.scores = LabelScores(clip, synonyms, self.templates, subclasses)
 
@@ -112,14 +120,15 @@ class ZeroShotClassifier:
 
         Raises:
             ValueError: there is no such CLIP or set of templates, labels or templates are malformed, or the calibration
-                is of another CLIP.
+                given is of another CLIP.
         """
         synonyms_of(labels)  # errors before loading, which takes longer
         chosen = templates_of(("emoji-en" if source is None else "images-en") if templates is None else templates)
         place = SHIPPED / "clip" if source is None else source
         clip = load_clip(place, pick_device(device))
         if calibration is None:
-            return cls(clip, labels, chosen, calibration_beside(place, clip), subclasses)
+            # Only once it is needed: one that is out of date is no obstacle to fitting another, or to labels alone
+            return cls(clip, labels, chosen, partial(calibration_beside, place, clip), subclasses)
         return cls(clip, labels, chosen, read_calibration(Path(calibration).expanduser(), clip), subclasses)
 
     def __call__(
@@ -218,8 +227,18 @@ class ZeroShotClassifier:
         return self.scores.logits(image_embeds), self._null_scores.logits(image_embeds)
 
     @cached_property
+    def calibration(self) -> Calibration:
+        """Makes the probability of none; without one, it is that of the null words in an uncalibrated softmax.
+
+        Raises:
+            ValueError: it has to be read first, and is damaged, or was fitted to another CLIP.
+        """
+        found = self._calibration() if callable(self._calibration) else self._calibration
+        return found or Calibration()
+
+    @cached_property
     def _null_scores(self) -> LabelScores:
-        """Scores of `NULL_WORDS`, without those that are labels."""
+        """Scores of `NULL_WORDS`, without those that are labels; one at least, or none could not have a probability."""
         labels = {name.casefold() for name in self.labels}
-        words = {word: (word,) for word in NULL_WORDS if word not in labels}
-        return LabelScores(self.clip, words, self.templates)
+        words = [word for word in NULL_WORDS if word not in labels] or NULL_WORDS[-1:]
+        return LabelScores(self.clip, {word: (word,) for word in words}, self.templates)

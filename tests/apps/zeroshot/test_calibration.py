@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from dalle.__main__ import main
-from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot import ZeroShotClassifier, accuracy
 from dalle.apps.zeroshot.calibration import Calibration, Trials, calibrate, draw_trials, fit, measure, read_calibration
 from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
@@ -135,6 +136,53 @@ def test_temperature_and_bias_are_those_of_the_formula(tiny_clip: CLIP) -> None:
     weights.append(math.exp(0.7) * sum(math.exp(x / 3) for x in null))
     wanted = torch.tensor(weights) / sum(weights)
     torch.testing.assert_close(classifier.probabilities(vector, with_none=True)[0], wanted)
+
+
+def test_a_calibration_of_other_weights_is_no_obstacle_to_labels_or_to_another(
+    photos: Path, tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tiny_copy / "clip"
+    Calibration(clip="0" * 64).write(clip / "calibration.json")  # as of the weights of before
+    classify = ["classify", str(photos / "red/0.png"), "--labels", "red,blue", "--clip", str(clip)]
+    assert main(classify) == 0
+    assert main([*classify, "--threshold", "0.5"]) == 2
+    assert "was fitted to another CLIP" in capsys.readouterr().err
+    told = ["eval", "classify", str(photos), "--clip", str(clip), "--calibrate", str(clip / "calibration.json")]
+    assert main(told) == 0
+    assert main([*classify, "--threshold", "0.5"]) == 0
+
+
+def test_what_cannot_be_fitted_is_refused_before_images_are_read(
+    photos: Path, tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> None:
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(accuracy, "evaluate_classifier", never)
+    for color in COLORS[2:]:
+        shutil.rmtree(photos / color)
+    clip, file = tiny_copy / "clip", tiny_copy / "c.json"
+    told = ["eval", "classify", str(photos), "--clip", str(clip), "--calibrate", str(file)]
+    assert main(told) == 2
+    assert "2 labels: give 3 at least" in capsys.readouterr().err
+
+
+def test_accuracy_is_printed_although_the_fit_fails(
+    photos: Path, tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for color in COLORS[:3]:
+        shutil.rmtree(photos / color)
+    clip, file = tiny_copy / "clip", tiny_copy / "c.json"
+    told = ["eval", "classify", str(photos), "--clip", str(clip), "--calibrate", str(file)]
+    told += ["--labels", "red,blue,green,black"]
+    assert main(told) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{photos}, 4 images, 4 labels\n  top_1 ")
+    assert "4 usable images of known classes: give 10" in said.err
+    assert main([*told, "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 4 and "temperature" not in found
+    assert not file.exists()
 
 
 def test_wrong_calibrations_give_a_one_line_error(

@@ -170,6 +170,13 @@ def test_threshold_answers_none_of_these(tiny_clip: CLIP) -> None:
             classifier(Image.new("RGB", (8, 8)), threshold=wrong)
 
 
+def test_labels_may_be_all_the_words_for_everything_else(tiny_clip: CLIP) -> None:
+    (result,) = ZeroShotClassifier(tiny_clip, NULL_WORDS, ["{}"])(Image.new("RGB", (8, 8), "red"), threshold=0.0)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    assert len(got) == 20 and result.none == pytest.approx(got["something else"], abs=1e-6)
+    assert sum(result.probabilities) + result.none == pytest.approx(1)
+
+
 def test_siglip_gives_each_label_its_own_probability() -> None:
     torch.manual_seed(0)
     siglip = CLIP(clip_config(depth=1, image_size=8, patch_size=4, text_length=32, sigmoid=True)).eval()
