@@ -7,6 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dalle.cli.streams import utf8_argument
+
 if TYPE_CHECKING:
     from dalle.apps.zeroshot import Labels, Prediction
 
@@ -34,7 +36,7 @@ def add(commands: Any) -> None:
 
 def add_label_options(command: argparse.ArgumentParser) -> None:
     """Add the options for labels, and those of `add_template_options`."""
-    command.add_argument("--labels", metavar="A,B,...", help="labels, separated by commas")
+    command.add_argument("--labels", type=utf8_argument, metavar="A,B,...", help="labels, separated by commas")
     command.add_argument(
         "--labels-file",
         metavar="FILE",
@@ -53,6 +55,7 @@ def add_template_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--template",
         action="append",
+        type=utf8_argument,
         metavar="TEXT",
         help="template with {} for the label, such as 'a photo of a {}'; may be repeated to average embeddings",
     )

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dalle.cli.classify import add_clip_options
+from dalle.cli.streams import utf8_argument
+
+if TYPE_CHECKING:
+    from dalle.apps.search.store import Table
 
 _SHOWN = 20  # maximum number of broken images to list; --json lists all
 
@@ -24,10 +30,15 @@ def add(commands: Any) -> None:
         "from the index (default: those of the last update)",
     )
     command.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
-    command.add_argument("--split", default="train", help="split of a data set on the hub (%(default)s)")
-    command.add_argument("--image", metavar="COLUMN", help="column with images (default: found by name)")
+    command.add_argument("--split", help="split of a data set on the hub (train)")
     command.add_argument(
-        "--caption", metavar="COLUMN", help="column with captions (default: found by name, if there is one)"
+        "--image", type=utf8_argument, metavar="COLUMN", help="column with images (default: found by name)"
+    )
+    command.add_argument(
+        "--caption",
+        type=utf8_argument,
+        metavar="COLUMN",
+        help="column with captions (default: found by name, if there is one)",
     )
     command.add_argument(
         "--export",
@@ -36,10 +47,12 @@ def add(commands: Any) -> None:
         help="export the embeddings as parquet for a vector database; without IMAGES the index is not updated",
     )
     add_clip_options(command)
-    command.set_defaults(run=_run, kept="images embedded so far are kept: the same command goes on")
+    command.set_defaults(
+        run=partial(_run, command.get_default), kept="images embedded so far are kept: the same command goes on"
+    )
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(usual: Callable[[str], Any], args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.search import ImageIndex
@@ -47,12 +60,18 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search.store import Source
     from dalle.files import check_file, check_folder, printable
 
+    if not args.images:
+        _check_unused(args, usual)
     if args.export is not None:
         check_file(args.export, "--export", args.images)
+        check_not_indexed(args.export, "--export", args.out)
     result: dict[str, Any] = {"index": str(args.out)}
     if args.images or args.export is None:
         check_folder(args.out)
-        sources = [Source(path, args.split, args.image, args.caption) for path in args.images]
+        sources = [
+            Source(path, "train" if args.split is None else args.split, args.image, args.caption)
+            for path in args.images
+        ]
         with tqdm(unit="image", disable=None) as bar:
 
             def on_progress(done: int, total: int) -> None:
@@ -76,11 +95,38 @@ def _run(args: argparse.Namespace) -> None:
     else:
         index = ImageIndex(args.out)
     if args.export is not None:
-        if args.export.exists():  # perhaps as one of the images of a folder, or a pattern
-            files = {str(file) for batch in index.table.batches for file in batch.column("file").to_pylist()}
-            check_file(args.export, "--export", files)
+        check_not_indexed(args.export, "--export", args.out, index.table)
         result |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
     print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
+
+
+def _check_unused(args: argparse.Namespace, usual: Callable[[str], Any]) -> None:
+    """Refuse options that without IMAGES would be left out in silence."""
+    # The index names its columns and splits; an export reads no images at all
+    names = ["split", "image", "caption"] + ["clip", "device", "batch_size", "workers"] * (args.export is not None)
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != usual(name)]
+    if given:
+        raise ValueError(f"without IMAGES nothing is done with {', '.join(given)}: name IMAGES, or leave it out")
+
+
+def check_not_indexed(file: Path, option: str, folder: Path, table: Table | None = None) -> None:
+    """Check that a file that is to be written replaces none of an index.
+
+    Args:
+        file: the file to write.
+        option: the option that names it, for the message.
+        folder: of the index.
+        table: its images, which are then looked at, too.
+
+    Raises:
+        ValueError: it is in the folder, or one of the images.
+    """
+    from dalle.files import check_file
+
+    if folder.expanduser().resolve() in file.resolve().parents:
+        raise ValueError(f"{file} is in {folder}, which holds the files of an index alone: give another {option}")
+    if table is not None and file.exists():  # perhaps as one of the images of a folder, or a pattern
+        check_file(file, option, {str(found) for batch in table.batches for found in batch.column("file").to_pylist()})
 
 
 def _table(result: dict[str, Any]) -> str:

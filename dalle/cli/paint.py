@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> None:
     painter = load_painter(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
-    parsed = describe(parse_text(options.prompt)) if options.prompt else None
+    parsed = describe(parse_text(options.prompt)) if options.prompt.strip() else None
     if parsed is not None:
         print(f"dalle paint: read as {parsed}", file=sys.stderr)
     run = _PaintingFiles(painter, f"{slug(options.prompt)}-{options.seed}", args)

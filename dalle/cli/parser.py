@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def parse_size(text: str, unit: str, option: str) -> float:
         option: name of the option, for the error message.
 
     Raises:
-        ValueError: the text is not a number with such a unit, or the number is not positive.
+        ValueError: the text is not a number with such a unit, or the number is not positive and finite.
     """
     # Only memory is counted in powers of two
     prefixes = _UNITS | (_BINARY if unit == "B" else {})
@@ -36,7 +37,7 @@ def parse_size(text: str, unit: str, option: str) -> float:
         value = float(found[1]) * prefixes[found[2]] if found else 0.0
     except ValueError:  # such as 1.2.3GB
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         example = "80GB" if unit == "B" else "312TFLOPS"
         raise ValueError(f"--{option} is {text!r}: expected a number with a unit, {example}")
     return value

@@ -9,6 +9,9 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dalle.cli.index import check_not_indexed
+from dalle.cli.streams import utf8_argument
+
 if TYPE_CHECKING:
     from dalle.apps.search import Hit, ImageIndex
 
@@ -18,7 +21,11 @@ def add(commands: Any) -> None:
     command = commands.add_parser("search", help="search an index of images by text, by image, or by both")
     command.add_argument("index", type=Path, metavar="INDEX", help="folder made by `dalle index`")
     command.add_argument(
-        "text", nargs="*", metavar="TEXT", help="what to search for, in any language that the CLIP understands"
+        "text",
+        nargs="*",
+        type=utf8_argument,
+        metavar="TEXT",
+        help="what to search for, in any language that the CLIP understands",
     )
     command.add_argument(
         "--image",
@@ -27,13 +34,21 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="find images similar to this one (a file, or a data: URL in base64)",
     )
-    command.add_argument("--minus", action="append", default=[], metavar="TEXT", help="find images unlike this text")
+    command.add_argument(
+        "--minus",
+        action="append",
+        type=utf8_argument,
+        default=[],
+        metavar="TEXT",
+        help="find images unlike this text",
+    )
     command.add_argument(
         "--minus-image", action="append", default=[], metavar="FILE", help="find images unlike this one"
     )
     command.add_argument(
         "--where",
         action="append",
+        type=utf8_argument,
         default=[],
         metavar="CONDITION",
         help="only images that meet a condition: width>=512, path~holiday, caption~dog; may be repeated",
@@ -54,7 +69,10 @@ def add(commands: Any) -> None:
         help="show only the nearest of near-duplicates, by this cosine similarity (%(const)s)",
     )
     command.add_argument(
-        "--weights", metavar="TEXT:W,...", help="texts with weights: 'dog:1, snow:-0.5' means less snow"
+        "--weights",
+        type=utf8_argument,
+        metavar="TEXT:W,...",
+        help="texts with weights: 'dog:1, snow:-0.5' means less snow",
     )
     command.add_argument(
         "--vector",
@@ -87,6 +105,8 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search import ImageIndex
     from dalle.files import check_file
 
+    if args.top < 1:
+        raise ValueError(f"--top is {args.top}: give 1 or more")
     if args.html is not None:
         check_file(args.html, "--html", [*args.image, *args.minus_image, *filter(None, [args.vector])])
     if args.captions:
@@ -96,6 +116,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.duplicates is not None:
         _check_unused(args, "--duplicates")
     index = ImageIndex(args.index, args.clip, args.device)
+    if args.html is not None:
+        check_not_indexed(args.html, "--html", args.index, index.table)
     if args.captions:
         _captions(index, args)
         return

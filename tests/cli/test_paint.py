@@ -215,6 +215,13 @@ def test_negative_prompts_alone_work_with_an_image(tiny_parts: Path, tmp_path: P
         assert image.text["prompt"] == "red:-1"  # type: ignore[attr-defined]
 
 
+def test_a_blank_prompt_beside_an_image_is_none(tiny_parts: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "goal.png")
+    assert main(line(tiny_parts, tmp_path / "out", "--image-prompt", str(tmp_path / "goal.png"), prompt=" ")) == 0
+    with Image.open(only(tmp_path / "out") / "image.png") as image:
+        assert image.text["step"] == "4"  # type: ignore[attr-defined]
+
+
 def test_full_disk_gives_one_line_and_keeps_the_last_image(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

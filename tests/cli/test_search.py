@@ -78,6 +78,8 @@ def test_search_takes_a_vector_and_a_data_url(made: Path, tmp_path: Path, capsys
         (["a", "--weights", "a:-1"], "nothing is left to look for"),
         (["--image", "https://example.com/a.png"], "URLs are not fetched: download it"),
         (["--duplicates", "--min-score", "0.5"], "--duplicates is no search, and does not look at --min-score"),
+        (["--duplicates", "--top", "0"], "--top is 0: give 1 or more"),
+        (["--duplicates", "--top", "-1"], "--top is -1: give 1 or more"),
         (["a", "--duplicates", "--where", "width>1"], "does not look at TEXT, --where"),
         (
             ["--captions", "--image", "a.png", "--weights", "a:1"],
@@ -101,17 +103,53 @@ def test_inputs_are_not_replaced(made: Path, tiny_parts: Path, capsys: pytest.Ca
     for words, option in (
         (["search", index, "--image", image, "--html", image], "--html"),
         (["search", index, "a", "--minus-image", image, "--html", image], "--html"),
+        (["search", index, "a", "--html", image], "--html"),
+        (["search", index, "--duplicates", "--html", image], "--html"),
         (["index", image, "--out", str(made / "new.index"), "--export", image], "--export"),
         (["index", "--out", index, "--export", image], "--export"),
         (["index", str(made / "photos"), "--out", index, "--export", image], "--export"),
         (["eval", "classify", image, "--labels", "a,b", "--calibrate", image], "--calibrate"),
         (["eval", "classify", "emoji", "--labels-file", image, "--confusion", image], "--confusion"),
     ):
-        assert main([*words, *clip]) == 2
+        assert main([*words, *(clip if words[1] != "--out" else [])]) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.endswith(f"{image} is also an input, which would be replaced: give another name as {option}")
         assert Path(image).read_bytes() == before
     assert not (made / "new.index").exists()
+
+
+@pytest.mark.parametrize("words", ["index --out INDEX --export FILE", "search INDEX a --html FILE"])
+@pytest.mark.parametrize("name", ["index.json", "more/new.html"])
+def test_nothing_is_written_into_the_folder_of_an_index(
+    words: str, name: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = made / "photos.index"
+    before = {file: file.read_bytes() for file in index.iterdir()}
+    places = {"INDEX": str(index), "FILE": str(index / name)}
+    assert main([places.get(word, word) for word in words.split()]) == 2
+    option = words.split()[-2]
+    said = f"{index / name} is in {index}, which holds the files of an index alone: give another {option}\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert {file: file.read_bytes() for file in index.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--split", "train"], "--split"),
+        (["--image", "back", "--caption", "name"], "--image, --caption"),
+        (["--export", "FILE", "--clip", "models/emoji/clip"], "--clip"),
+        (["--export", "FILE", "--device", "cpu", "--batch-size", "2", "--workers", "1"], "--device, --batch-size, --w"),
+    ],
+)
+def test_options_that_need_images_are_refused_without_them(
+    options: list[str], named: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(tmp_path / "out.parquet") if word == "FILE" else word for word in options]
+    assert main(["index", "--out", str(made / "photos.index"), *given]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"dalle index: without IMAGES nothing is done with {named}")
+    assert said.out == "" and said.err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_control_characters_of_names_are_printed_as_escapes(
