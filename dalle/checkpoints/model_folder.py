@@ -234,13 +234,14 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
 
     Raises:
         NotFiniteError: a weight is nan or infinite; `target` is unchanged.
-        ValueError: the recipe in `target`, or `tensors`, have another architecture; `target` is, holds or lies in
-            `source`; or as `check_target`.
+        ValueError: `source` is damaged; the recipe in `target`, or `tensors`, have another architecture; `target` is,
+            holds or lies in `source`; or as `check_target`.
     """
     own, place = Path(source).resolve(), Path(target).resolve()
     if place == own or place in own.parents or own in place.parents:
         raise ValueError(f"{target} is, holds or lies in {source}, which is copied: give another folder")
-    stored = open_tensors(source / WEIGHTS) if tensors is not None else {}
+    # Opened in any case: it says more of a file that is cut short than a hash does
+    stored = open_tensors(source / WEIGHTS) if tensors is not None or (source / WEIGHTS).is_file() else {}
     if tensors is not None and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in stored.items()}:
         raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of its own run")
     config, recipe = read_config(source), None
@@ -250,6 +251,8 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
         recipe = there if "data" in there else None
     if recipe is not None and not _agrees({key: recipe.get(key) for key in ("stage", "model")}, config):
         raise ValueError(f"{target / 'config.yaml'} has another architecture than {source}: export to another folder")
+    if tensors is None:
+        ModelFolder(source).check()  # the copy gets a new hash, by which damage would pass for whole
     with atomic_folder(target) as new:
         if target.exists():
             left = without_model(target, list(config.get("parts") or {}), recipe is not None)

@@ -77,13 +77,15 @@ def assemble(
         Whether an unCLIP that was there is replaced.
 
     Raises:
-        ValueError: a part is something else, prior and decoder are of different CLIPs, the upsampler does not begin
-            where the decoder ends, or `out` is there and is no unCLIP that may be replaced.
+        ValueError: a part is something else or damaged, prior and decoder are of different CLIPs, the upsampler does
+            not begin where the decoder ends, or `out` is there and is no unCLIP that may be replaced.
     """
     sources = {"prior": prior, "decoder": decoder} | ({} if upsampler is None else {"upsampler": upsampler})
     folders = {name: _opened(source) for name, source in sources.items()}
     clip = _checked(folders)
     replaced = _check_target(out, folders.values())
+    for folder in folders.values():
+        folder.check()  # each gets a new hash, by which damage would pass for whole
     with atomic_folder(out) as new:
         # Cards and pictures are of the parts alone, and would describe another model here
         shutil.copytree(clip.path, new / "clip", ignore=shutil.ignore_patterns("README.md", "*.png"))

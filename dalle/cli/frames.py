@@ -29,6 +29,9 @@ def add_common(command: argparse.ArgumentParser, out: str, seed: str) -> None:
     command.add_argument(
         "--model", required=True, metavar="FOLDER", help="unCLIP folder written by `dalle assemble`, or a hub id"
     )
+    command.add_argument(
+        "--prior", metavar="SOURCE", help="another prior of the same CLIP; of Kandinsky 2.2 the published one"
+    )
     command.add_argument("--steps", type=int, default=50, help="steps of DDIM inversion and of sampling (%(default)s)")
     command.add_argument("--seed", type=int, default=0, help=f"random seed {seed} (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
@@ -72,7 +75,7 @@ def open_model(args: argparse.Namespace, inputs: Iterable[Path]) -> UnCLIP:
         check_folder(Path())
     else:
         check_out(args.out, inputs)
-    return UnCLIP.from_pretrained(args.model, device=args.device)
+    return UnCLIP.from_pretrained(args.model, args.prior, args.device)
 
 
 def sample_frames(args: argparse.Namespace, make: Callable[..., list[Image.Image]]) -> None:

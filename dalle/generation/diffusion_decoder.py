@@ -34,7 +34,8 @@ class DiffusionSamplingConfig:
     """Dynamic thresholding (arXiv 2205.11487, section 2.3): this share of the values, such as 0.995, is not clipped;
     null clips predicted images at their bound."""
     bound: PositiveFloat | None = None
-    """Predicted images are clipped to [-bound, bound], or with a percentile at no more than it; null: 1, or none."""
+    """Predicted images are clipped to [-bound, bound], or with a percentile at no more than it; null: 1, or none. Of
+    latents it is none."""
 
     def __post_init__(self) -> None:
         self.limit()  # raises where the percentile is out of range
@@ -44,6 +45,10 @@ class DiffusionSamplingConfig:
         if self.percentile is None:
             return Limit(self.bound or 1.0)
         return Limit(self.bound or float("inf"), self.percentile)
+
+    def latent_limit(self) -> Limit | None:
+        """Bounds of predicted latents, which unlike images have no range of their own."""
+        return None if self.bound is None and self.percentile is None else self.limit()
 
 
 def repeated(text: TextStates, count: int) -> TextStates:

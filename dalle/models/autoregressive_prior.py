@@ -199,8 +199,9 @@ def components_for(standard: Tensor, variance: float) -> int:
 
 def _edges(values: Tensor, buckets: int) -> Tensor:
     """Quantiles: edges [buckets - 1, K] with equally many of the values [N, K] between them."""
-    # Order statistics, so equal values may share an edge
-    return values.sort(dim=0).values[torch.arange(1, buckets, device=values.device) * len(values) // buckets]
+    # Order statistics, so equal values may share an edge; `bucketize` puts an edge itself into the bucket below
+    last = torch.arange(1, buckets, device=values.device) * len(values) // buckets - 1
+    return values.sort(dim=0).values[last]
 
 
 def _cosines(images: Tensor, texts: Tensor) -> Tensor:

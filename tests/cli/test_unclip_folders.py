@@ -124,6 +124,20 @@ def test_a_part_of_another_clip_is_refused(root: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("part", ["prior", "decoder", "upsampler"])
+def test_a_damaged_part_is_not_assembled(
+    part: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its copy would have a hash that fits the damage."""
+    damaged = shutil.copytree(root / part, tmp_path / part)
+    weights = damaged / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 64
+    weights.write_bytes(content)
+    assert assemble(root, tmp_path / "out", **{part: damaged}) == 2
+    assert f"{damaged} is damaged or was changed" in one_line(capsys) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["prior", "decoder", "upsampler"])
 def test_weights_that_are_nan_name_their_part(
     part: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,23 @@ def test_statistics_are_buffers_that_standardize(prior: Either) -> None:
     torch.testing.assert_close(output(again, captions(3)), output(prior, captions(3)))
 
 
+@pytest.mark.parametrize("count", [16, 37, 2000])
+def test_buckets_are_filled_equally(count: int) -> None:
+    prior = make("autoregressive")
+    assert isinstance(prior, AutoregressivePrior)
+    images, texts = embeddings(count)
+    prior.fit(images, texts)
+    ids, dots = prior.encode(images), prior.encode_dots(images, texts)
+    for tokens, buckets in ((ids[:, 0], 16), (ids[:, 1], 16), (ids[:, 2], 16), (dots, 8)):
+        expected = [0] * buckets
+        for rank in range(count):  # the smallest values are of the first bucket
+            expected[next(one for one in range(buckets) if rank < (one + 1) * count // buckets)] += 1
+        assert torch.bincount(tokens, minlength=buckets).tolist() == expected
+    if count == 16:  # each value is a bucket, and comes back exactly as its mean
+        values = prior.standardize(images) @ prior.basis
+        torch.testing.assert_close(prior.centers.T, values.sort(dim=0).values, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_candidates_do_not_depend_on_the_batch(prior: Either) -> None:
     text = captions(3)

@@ -102,7 +102,8 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
             `text_heads`.
 
     Raises:
-        ValueError: it is not a CLIP, is damaged, or an option has to be given; one line that names the source.
+        ValueError: it is not a CLIP, is damaged, or an option has to be given, or has no use; one line that names the
+            source.
     """
     try:
         if (source / "model_index.json").is_file():
@@ -151,6 +152,7 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
             options |= found
         else:
             options["missing"] = "image" if part == "vision" else "text"
+    _check_given(given, published, parts)  # after what says more of damaged towers
     config = CLIPConfig(**options)
     if "logit_scale" in tensors:
         state["logit_scale"] = tensors["logit_scale"].reshape(())
@@ -167,6 +169,18 @@ def _check_family(published: Mapping[str, Tensor], rules: Sequence[tuple[str, st
     if not any(re.fullmatch(pattern, name) for name in published for pattern, _ in rules):
         shown = ", ".join(list(published)[:3])
         raise ValueError(f"it is no CLIP: of its {len(published):,} tensors ({shown} ...) none is one of a CLIP's")
+
+
+def _check_given(given: dict[str, Any], published: Mapping[str, Tensor], parts: Mapping[str, Any]) -> None:
+    """Refuse what the towers of this CLIP do not use."""
+    used: list[str] = []
+    if parts["vision"] and not clip_resnet.is_of(published):
+        used += ["feed_forward", "heads"]
+    if parts["text"]:
+        used += ["text_heads"] if xlm_roberta.is_of(published) else ["feed_forward", "text_heads"]
+    if unused := [name for name in given if name not in used]:
+        names = ", ".join(dict.fromkeys(used)) or "no options"
+        raise ValueError(f"{unused[0]} is of no use: this CLIP takes {names}")
 
 
 def _read_image(

@@ -66,7 +66,8 @@ def convert(
         The converted model.
 
     Raises:
-        ValueError: `out` exists, or `source` is of no known family, damaged or incomplete.
+        ValueError: `out` exists, `source` is of no known family, damaged or incomplete, or something is given that its
+            kind does not use.
     """
     if out.exists():
         raise ValueError(f"{out} exists: give a new folder")
@@ -74,9 +75,11 @@ def convert(
     given = dict(given or {})
     ours = (path / "config.yaml").is_file() and not mindalle.is_there(path) and not ibq.is_there(path)
     if "image_size" in given and ours:
+        _refuse("an image tokenizer", image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior)
         return _convert_own_tokenizer(path, out, storage, given, progress)
     stage = stage_of(path)
     if stage == "unclip":
+        _refuse("an unCLIP", given, image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer)
         unclip = read_unclip(path, None if prior is None else resolve(prior))
         _write_unclip(out, unclip, path.name, storage, progress)
         return unclip
@@ -95,12 +98,24 @@ def convert(
             _write(out, stage, model.model, model_summary(model), path.name, storage, parts, more, progress)
             return model.model
         if stage == "clip":
-            found = read_clip(path, given)
-            parts = {} if found.config.missing == "text" else _clip_parts(found, path, text_tokenizer, scratch)
+            _refuse("a CLIP", image_tokenizer=image_tokenizer)
+            found, parts = read_clip(path, given), {}
+            if found.config.missing == "text":
+                _refuse("a CLIP without a text tower", text_tokenizer=text_tokenizer)
+            else:
+                parts = _clip_parts(found, path, text_tokenizer, scratch)
         else:
+            _refuse("an image tokenizer", image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer)
             found, parts = _resized(read_image_tokenizer(path), given, source), {}
         _write(out, stage, found, summary(found), path.name, storage, parts, {}, progress)
         return found
+
+
+def _refuse(kind: str, given: Mapping[str, Any] | None = None, **parts: _Source) -> None:
+    """Refuse facts and parts that are given and that models of a kind do not use."""
+    unused = [*(given or {}), *(name for name, part in parts.items() if part is not None)]
+    if unused:
+        raise ValueError(f"{unused[0]} is not for {kind}: leave it out")
 
 
 def _convert_own_tokenizer(
@@ -111,6 +126,7 @@ def _convert_own_tokenizer(
         raise ValueError(f"image_size: {path} is of stage {folder.config.get('stage')!r}; expected an image tokenizer")
     config = from_dict(ImageTokenizerConfig, renamed(folder.config.get("model") or {}), folder.origin)
     own = Published("image tokenizer", "as stated in its card", config, folder.tensors(), [])
+    folder.check()  # its weights get a new hash, by which damage would pass for whole
     found = _resized(own, given, path)
     _write(out, "image_tokenizer", found, summary(found), path.name, storage, {}, {}, progress)
     return found
@@ -178,6 +194,7 @@ def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch
         own = ModelFolder(resolve(images))
         if own.config.get("stage") != "image_tokenizer":
             raise ValueError(f"{images} is of stage {own.config.get('stage')!r}; expected an image tokenizer")
+        own.check()
         _check_images(
             model, from_dict(ImageTokenizerConfig, renamed(own.config.get("model") or {}), own.origin), str(images)
         )

@@ -31,7 +31,7 @@ class Scheduler:
         schedule: noise of the steps.
         predicts: what the network gives.
         sampler: its sampler.
-        bound: what predicted data are clipped at; None: they are not, or at 1 where they are images.
+        bound: what predicted data are clipped at; None: latents are not, images are at 1.
         percentile: of dynamic thresholding; None: there is none.
     """
 

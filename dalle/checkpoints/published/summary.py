@@ -56,7 +56,7 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
         prior: source of Kandinsky 2.2's prior, if `source` is its decoder.
 
     Raises:
-        ValueError: it is of no known kind, or damaged.
+        ValueError: it is of no known kind, or damaged, or something is given that its kind does not use.
     """
     path = resolve(source)
     check_no_run(path)
@@ -67,6 +67,8 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
             raise ValueError(f"--prior is for a published unCLIP, and {source} is a model folder: leave it out")
         return f"{source}: {_describe_model_folder(folder)}"
     stage = stage_of(path)
+    if given and stage in ("unclip", "image_tokenizer"):
+        raise ValueError(f"{next(iter(given))} is not to be given: {source} is described by its files alone")
     if stage == "unclip":
         return unclip_summary(str(source), path, prior)
     if prior is not None:

@@ -90,23 +90,20 @@ def read_unclip(source: Path, prior: Path | None = None) -> PublishedUnCLIP:
     Raises:
         ValueError: it is another pipeline, or a part is missing, damaged or of another kind; one line that names it.
     """
-    try:
+    with _naming_whole(source):
         kind = _check_parts(source)
         if kind == _KANDINSKY_PRIOR:
             raise ValueError(
                 "it is the prior of Kandinsky 2.2: give kandinsky-2-2-decoder as the model, and this as --prior"
             )
-        if kind == _KANDINSKY:
-            return _read_kandinsky(source, prior)
-        if prior is not None:
-            raise ValueError("it has its own prior: leave --prior out")
-        return _read_karlo(source, kind)
-    except ValueError as error:
-        reason = str(error)
-        raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
-    # Settings that contradict the tensors show only when shapes are computed from them
-    except SHAPE_ERRORS as error:
-        raise ValueError(f"{source} cannot be loaded: its tensors or settings do not have the shapes of one") from error
+        if kind == _KANDINSKY and prior is None:
+            raise ValueError("it is the decoder of Kandinsky 2.2 alone: give kandinsky-2-2-prior as --prior")
+        if kind != _KANDINSKY:
+            if prior is not None:
+                raise ValueError("it has its own prior: leave --prior out")
+            return _read_karlo(source, kind)
+    assert prior is not None
+    return _read_kandinsky(source, prior)
 
 
 def _check_parts(source: Path) -> str:
@@ -153,21 +150,22 @@ def _read_karlo(source: Path, kind: str) -> PublishedUnCLIP:
     return PublishedUnCLIP(clip, words, parts, sampling)
 
 
-def _read_kandinsky(source: Path, prior: Path | None) -> PublishedUnCLIP:
-    if prior is None:
-        raise ValueError("it is the decoder of Kandinsky 2.2 alone: give kandinsky-2-2-prior as --prior")
-    if not is_there(prior) or _check_parts(prior) != _KANDINSKY_PRIOR:
-        raise ValueError(f"{prior} is no prior of Kandinsky 2.2: give kandinsky-2-2-prior")
-    clip, words = _read_clip(prior)
+def _read_kandinsky(source: Path, prior: Path) -> PublishedUnCLIP:
     parts, sampling = {}, {}
-    parts["prior"], sampling["prior"] = _read_prior(prior, "scheduler", kandinsky.FAMILY, kandinsky.LICENSE)
-    found = _read_scheduler(source / "scheduler", _KANDINSKY_STEPS)
-    with _naming(source / "unet"):
-        parts["decoder"] = _scheduled(kandinsky.read_latent_decoder(source / "unet"), found)
-    sampling["decoder"] = _sampling(found) | {"guidance": _KANDINSKY_GUIDANCE}
-    with _naming(source / "movq"):
-        parts["autoencoder"] = kandinsky.read_movq(source / "movq")
-    _check_clip(clip, parts)
+    with _naming_whole(prior):
+        if not is_there(prior) or _check_parts(prior) != _KANDINSKY_PRIOR:
+            raise ValueError(f"{prior} is no prior of Kandinsky 2.2: give kandinsky-2-2-prior")
+        clip, words = _read_clip(prior)
+        parts["prior"], sampling["prior"] = _read_prior(prior, "scheduler", kandinsky.FAMILY, kandinsky.LICENSE)
+        _check_clip(clip, parts)
+    with _naming_whole(source):
+        found = _read_scheduler(source / "scheduler", _KANDINSKY_STEPS)
+        with _naming(source / "unet"):
+            parts["decoder"] = _scheduled(kandinsky.read_latent_decoder(source / "unet"), found)
+        sampling["decoder"] = _sampling(found) | {"guidance": _KANDINSKY_GUIDANCE}
+        with _naming(source / "movq"):
+            parts["autoencoder"] = kandinsky.read_movq(source / "movq")
+        _check_clip(clip, parts)
     return PublishedUnCLIP(clip, words, parts, sampling)
 
 
@@ -211,6 +209,19 @@ def _read_prior(folder: Path, scheduler: str, family: str, terms: str) -> tuple[
 def _read_scheduler(folder: Path, steps: int) -> Scheduler:
     with _naming(folder):
         return read_scheduler(folder, steps)
+
+
+@contextmanager
+def _naming_whole(source: Path) -> Iterator[None]:
+    """Name the folder of a pipeline in errors that do not."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error)
+        raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
+    # Settings that contradict the tensors show only when shapes are computed from them
+    except SHAPE_ERRORS as error:
+        raise ValueError(f"{source} cannot be loaded: its tensors or settings do not have the shapes of one") from error
 
 
 @contextmanager

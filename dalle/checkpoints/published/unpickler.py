@@ -172,6 +172,11 @@ def _latin_1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
+def _device(*parts: Any) -> str:
+    """torch.device of a type and perhaps an index, as text: no weight goes there."""
+    return ":".join(map(str, parts))
+
+
 # (module, name) -> what the unpickler may call for it. None of these has side effects.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -179,7 +184,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch", "Size"): tuple,
-    ("torch", "device"): str,
+    ("torch", "device"): _device,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,

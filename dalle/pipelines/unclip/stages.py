@@ -133,7 +133,7 @@ class DiffusionStages:
         options = sampling.decoder
         if isinstance(self.decoder, LatentDecoder):
             nothing = no_image_embed(self.clip) if negative is None else negative.to(z)
-            denoise = latent_denoiser(self.decoder, z, nothing, options.guidance, options.limit())
+            denoise = latent_denoiser(self.decoder, z, nothing, options.guidance, options.latent_limit())
         else:
             empty = self.clip.text_states([""])
             denoise = decoder_denoiser(self.decoder, z, text, empty, options.guidance, options.limit())

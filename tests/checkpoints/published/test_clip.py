@@ -127,6 +127,19 @@ def test_hugging_face_folder_loads_its_text_tokenizer_and_converts(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+def test_options_that_a_clip_does_not_use_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(state("openai"), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="heds is of no use: this CLIP takes feed_forward, heads, text_heads"):
+        dalle.load_clip(tmp_path / "a.pt", feed_forward="quick_gelu", heds=12)
+    for words, message in (
+        (["heds=12"], "heds is of no use"),
+        (["--image-tokenizer", "x"], "image_tokenizer is not for a CLIP: leave it out"),
+    ):
+        assert main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "out"), "feed_forward=quick_gelu", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name, parameters", [("ViT-B/32", 151_277_313), ("ViT-L/14", 427_616_513)])
 def test_published_shapes_fit_at_full_width(
     name: str, parameters: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -77,6 +77,9 @@ def test_openai_resnet_fits_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_openai_resnet_converts_and_is_finetuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = 512 + 1 + 2
     state = resnet_state()
+    torch.save(state, tmp_path / "RN.pt")
+    with pytest.raises(ValueError, match="heads is of no use: this CLIP takes feed_forward, text_heads"):
+        read_clip(tmp_path / "RN.pt", {"feed_forward": "quick_gelu", "heads": 2})
     table = state["token_embedding.weight"]
     state["token_embedding.weight"] = torch.cat([table, table.new_zeros(words - len(table), table.shape[1])])
     torch.save(state, tmp_path / "RN.pt")
@@ -131,6 +134,9 @@ def test_single_tower_equals_transformers(kind: str, tmp_path: Path, capsys: pyt
     told = capsys.readouterr().out
     assert ("- captions: " in told, "- images: " in told) == (kind == "text", kind == "image")
     if kind == "image":
+        command = ["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--text-tokenizer", "x"]
+        assert main(command) == 2
+        assert "text_tokenizer is not for a CLIP without a text tower: leave it out" in capsys.readouterr().err
         assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
         again = dalle.load_clip(tmp_path / "ours")
         with torch.no_grad():

@@ -67,6 +67,31 @@ def test_openai_dvae_equals_its_own_code(openai: tuple[Path, nn.Module, nn.Modul
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(IMAGES), codes)
 
 
+def test_options_that_an_image_tokenizer_does_not_use_are_refused(
+    openai: tuple[Path, nn.Module, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, ours = str(openai[0]), str(tmp_path / "ours")
+    assert main(["convert", source, ours]) == 0
+    capsys.readouterr()
+    out, size = str(tmp_path / "out"), "image_size=64"
+    for command, message in (
+        (["inspect", source, "foo=1"], f"foo is not to be given: {source} is described by its files alone"),
+        (["convert", source, out, "--image-tokenizer", "x"], "image_tokenizer is not for an image tokenizer"),
+        (["convert", source, out, "--text-tokenizer", "x"], "text_tokenizer is not for an image tokenizer"),
+        (["convert", ours, out, size, "--text-tokenizer", "x"], "text_tokenizer is not for an image tokenizer"),
+        (["convert", ours, out, size, "--prior", "x"], "prior is not for an image tokenizer"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    weights = tmp_path / "ours/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 64
+    weights.write_bytes(content)
+    assert main(["convert", ours, out, size]) == 2  # the copy would have a valid hash
+    assert f"{ours} is damaged or was changed" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_openai_dvae_fits_at_full_width() -> None:
     config = dalle.image_tokenizers.DVAEConfig(image_size=256, codebook_size=8192, hidden=256, code_channels=128)
     with torch.device("meta"):

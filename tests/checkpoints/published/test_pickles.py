@@ -66,6 +66,13 @@ def test_torch_save_files_are_read(zipped: bool, tree: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+def test_devices_are_read_as_text(zipped: bool, tmp_path: Path) -> None:
+    devices = [torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda:1")]
+    torch.save({"args": devices, "weights": torch.ones(2)}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    assert read_pickled(tmp_path / "a.pt")["args"] == ["cpu", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_that_share_storage_are_read(zipped: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = torch.randn(4, 6)

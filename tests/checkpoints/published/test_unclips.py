@@ -19,9 +19,11 @@ from dalle.checkpoints.build import build_published
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.prior_transformer import read_prior
 from dalle.checkpoints.published.unclip import read_unclip
+from dalle.generation.diffusion.prediction import Limit
+from dalle.generation.diffusion_decoder import latent_denoiser
 from dalle.models.clip import CLIP, TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
-from dalle.pipelines.unclip import UnCLIP
+from dalle.pipelines.unclip import UnCLIP, stages
 from support.published import unclips
 from support.published.unclips import DIM, LENGTH, Words, write
 
@@ -311,6 +313,66 @@ def test_parts_and_wholes_are_not_taken_for_each_other(
         assert f"is a part of a pipeline of diffusers: give the whole folder, {karlo_folder}" in error
     with pytest.raises(ValueError, match="is a pipeline of diffusers, of several models, and no CLIP"):
         dalle.load_clip(karlo_folder)
+
+
+def test_options_that_an_unclip_does_not_use_are_refused(
+    karlo_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    convert = ["convert", str(karlo_folder), str(tmp_path / "out")]
+    for command, message in (
+        ([*convert, "image_size=64", "--text-tokenizer", "x"], "image_size is not for an unCLIP: leave it out"),
+        ([*convert, "--text-tokenizer", "x"], "text_tokenizer is not for an unCLIP: leave it out"),
+        ([*convert, "--image-tokenizer", "x"], "image_tokenizer is not for an unCLIP: leave it out"),
+        (["inspect", str(karlo_folder), "heads=2"], f"heads is not to be given: {karlo_folder} is described by its"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_defects_of_kandinskys_prior_name_its_folder(kandinsky: Any, tmp_path: Path) -> None:
+    prior, decoder = (
+        write(tmp_path / name, name, parts) for name, parts in zip(("prior", "decoder"), kandinsky, strict=True)
+    )
+    changed(prior / "model_index.json", {"text_encoder": None})
+    with pytest.raises(ValueError, match=f"^{prior} cannot be loaded: it has no part text_encoder"):
+        read_unclip(decoder, prior)
+
+
+@torch.no_grad()
+def test_latents_are_clipped_only_if_the_scheduler_says_so(
+    kandinsky: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior, decoder = (
+        write(tmp_path / name, name, parts) for name, parts in zip(("prior", "decoder"), kandinsky, strict=True)
+    )
+    file = decoder / "scheduler/scheduler_config.json"
+    z = torch.randn(1, DIM, generator=torch.Generator().manual_seed(0))
+    for change, bound in (({"clip_sample": False}, None), ({"clip_sample": True, "clip_sample_range": 1.0}, 1.0)):
+        changed(file, {"thresholding": False, **change})
+        pipe = UnCLIP.from_pretrained(decoder, prior, device="cpu")
+        given: list[Limit | None] = []
+
+        def recorded(*args: Any, given: list[Limit | None] = given) -> Any:
+            given.append(args[-1])
+            return latent_denoiser(*args)
+
+        monkeypatch.setattr(stages, "latent_denoiser", recorded)
+        pipe.decode(z, steps=2)
+        assert given == [None if bound is None else Limit(bound)]
+
+
+@pytest.mark.parametrize("command", [["vary", "a.png"], ["blend", "a.png", "b.png"], ["edit", "a.png", "--to", "hat"]])
+def test_commands_take_kandinskys_prior(
+    command: list[str], kandinsky_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, color in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (16, 16), color).save(name)
+    prior, decoder = map(str, kandinsky_folders)
+    options = ["--model", decoder, "--prior", prior, "--steps", "2", "--device", "cpu", "--out", "out.png"]
+    assert main([*command, *options]) == 0 and Path("out.png").is_file()
 
 
 def test_kandinsky_needs_both_folders(kandinsky_folders: tuple[Path, Path], karlo_folder: Path) -> None:
