@@ -13,6 +13,7 @@ async function start() {
   $("model").textContent = `Model: ${model.id}, images of ${model.image_size}×${model.image_size} pixels`;
   for (const name of SAMPLING) $(name).placeholder = model.sampling[name] ?? "off";
   $("n").max = model.limits.n;
+  $("n").value = Math.min($("n").value, model.limits.n);
   $("candidates").max = model.limits.candidates;
   $("candidates").disabled = !model.clip;
   $("negative-field").hidden = !model.negative;
@@ -56,11 +57,16 @@ for (const [box, form] of [["prompt", "draw-form"], ["paint-prompt", "paint-form
 }
 for (const button of $("examples").querySelectorAll("button")) button.onclick = () => { $("prompt").value = button.textContent; draw(); };
 $("open").onchange = () => attempt(() => opened($("open").files[0]));
-document.ondragover = (event) => { event.preventDefault(); document.body.classList.add("over"); };
+const field = (event) => event.target.matches?.("input[type=file]");  // which takes what is dropped itself
+document.ondragover = (event) => {
+  document.body.classList.toggle("over", !field(event));
+  if (!field(event)) event.preventDefault();
+};
 document.ondragleave = () => document.body.classList.remove("over");
 document.ondrop = (event) => {
-  event.preventDefault();
   document.body.classList.remove("over");
+  if (field(event)) return;
+  event.preventDefault();
   choose($("tab-draw"));
   attempt(() => opened(event.dataTransfer.files[0]));
 };

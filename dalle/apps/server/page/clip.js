@@ -1,16 +1,27 @@
 // Search and classify.
 import { $, attempt, call, dataUrl, fill, preview } from "./common.js";
 
+let searches = 0;
+
+async function found(hit) {
+  const box = document.createElement("div");
+  box.className = "tile";
+  try {
+    const url = URL.createObjectURL(await (await call(`/v1/search/images/${hit.number}`)).blob());
+    fill(box, { url, prompt: hit.caption || hit.path, score: hit.probability ?? hit.score });
+    const picture = box.querySelector("img");
+    picture.onload = picture.onerror = () => URL.revokeObjectURL(url);
+  } catch { box.textContent = "gone"; }  // its file: the others are still there
+  return box;
+}
+
 async function search() {
+  const own = ++searches;
   const { data } = await (await call("/v1/search", { text: $("query").value, top: 24 })).json();
+  const tiles = await Promise.all(data.map(found));
+  if (own !== searches) return;  // a later one has been asked for
   $("found").textContent = data.length ? "" : "Nothing was found.";
-  $("hits").replaceChildren(...await Promise.all(data.map(async (hit) => {
-    const box = document.createElement("div");
-    box.className = "tile";
-    const blob = await (await call(`/v1/search/images/${hit.number}`)).blob();
-    fill(box, { url: URL.createObjectURL(blob), prompt: hit.caption || hit.path, score: hit.score });
-    return box;
-  })));
+  $("hits").replaceChildren(...tiles);
 }
 
 async function classify() {

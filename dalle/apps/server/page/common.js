@@ -50,7 +50,7 @@ export function tile() {
 export function fill(button, image) {
   const picture = button.querySelector("img") ?? document.createElement("img");
   picture.src = image.url;
-  picture.alt = image.prompt || "an image without a caption";
+  picture.alt = image.label || image.prompt || "an image without a caption";  // what it is, where no words were drawn
   const line = document.createElement("span");
   line.textContent = image.score === null ? "" : `fits ${image.score.toFixed(3)}`;
   button.removeAttribute("aria-label");

@@ -10,7 +10,7 @@ const work = new Work("", $("go"));
 
 function options() {
   const values = {};
-  for (const name of FIELDS) if ($(name).value !== "") values[name] = $(name).value;
+  for (const name of FIELDS) if ($(name).value !== "" && !$(name).disabled) values[name] = $(name).value;
   values.seed ??= random();
   if (values.candidates && +values.candidates < +values.n) values.candidates = values.n;  // all are kept then
   return values;

@@ -65,7 +65,9 @@ function textsOf(buffer) {  // iTXt chunks of a PNG, which are not compressed in
 export async function opened(file) {
   if (!file) return;
   const texts = textsOf(await file.arrayBuffer()), ours = "options" in texts;
-  const { canvas } = await canvasOf(URL.createObjectURL(file)).catch(() => { throw new Error(`${file.name} is no image that can be read.`); });
+  const url = URL.createObjectURL(file);
+  const { canvas } = await canvasOf(url).catch(() => { throw new Error(`${file.name} is no image that can be read.`); })
+    .finally(() => URL.revokeObjectURL(url));
   const image = { url: canvas.toDataURL("image/png"), prompt: texts.prompt ?? "", seed: texts.seed ?? null, score: null };
   if (ours) image.url = await dataUrl(file);  // with its metadata
   const button = tile();

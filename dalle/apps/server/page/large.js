@@ -8,9 +8,10 @@ export function enlarge(image) {
   shown = image;
   masking(false);
   $("large-image").src = $("download").href = image.url;
-  $("large-image").alt = image.prompt;
+  const told = image.label ?? image.prompt;
+  $("large-image").alt = told;
   $("download").download = `dalle-seed${image.seed ?? ""}.png`;
-  $("caption").textContent = [image.prompt, image.seed === null ? "" : `seed ${image.seed}`].filter(Boolean).join(" · ") || "Image";
+  $("caption").textContent = [told, image.seed === null ? "" : `seed ${image.seed}`].filter(Boolean).join(" · ") || "Image";
   if (!$("large").open) $("large").showModal();
 }
 
