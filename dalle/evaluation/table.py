@@ -40,7 +40,7 @@ _MEANING = {
     "image_nats": "nats per image token, with the image's own caption",
     "image_nats_none": "... without a caption",
     "image_nats_other": "... with another image's caption",
-    "own_minus_none": "gain from the caption: 0 or above, and the model ignores it",
+    "own_minus_none": "what the caption saves: 0 or above, it is ignored or misread",
     "own_minus_other": "",
     "best_temperature": "of the logits: above 1, the model is overconfident",
     "image_nats_calibrated": "nats per image token at that temperature",

@@ -87,13 +87,8 @@ class TableSource(Source):
             named = [str(number) for number in range(count)]
 
         stream_shards = [stream.shard(num_shards=count, index=number) for number in range(count)]
-        read = partial(
-            self._records,
-            image=image if images else None,
-            caption=caption,
-            key=key,
-            classes=_class_names(stream.features, caption),
-        )
+        shown, classes = image if images else None, _class_names(stream.features, caption)
+        read = partial(self._records, image=shown, caption=caption, key=key, classes=classes)
         return [
             Shard(name, partial(read, stream_shard, name))
             for name, stream_shard in zip(named, stream_shards, strict=True)
