@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +46,11 @@ def add(commands: Any) -> None:
     )
     add_clip_options(command)
     command.set_defaults(
-        run=partial(_run, command.get_default), kept="images embedded so far are kept: the same command goes on"
+        run=_run, usual=command.get_default, kept="images embedded so far are kept: the same command goes on"
     )
 
 
-def _run(usual: Callable[[str], Any], args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.search import ImageIndex
@@ -61,7 +59,7 @@ def _run(usual: Callable[[str], Any], args: argparse.Namespace) -> None:
     from dalle.files import check_file, check_folder, printable
 
     if not args.images:
-        _check_unused(args, usual)
+        _check_unused(args)
     if args.export is not None:
         check_file(args.export, "--export", args.images)
         check_not_indexed(args.export, "--export", args.out)
@@ -100,11 +98,11 @@ def _run(usual: Callable[[str], Any], args: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
 
 
-def _check_unused(args: argparse.Namespace, usual: Callable[[str], Any]) -> None:
+def _check_unused(args: argparse.Namespace) -> None:
     """Refuse options that without IMAGES would be left out in silence."""
     # The index names its columns and splits; an export reads no images at all
     names = ["split", "image", "caption"] + ["clip", "device", "batch_size", "workers"] * (args.export is not None)
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != usual(name)]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != args.usual(name)]
     if given:
         raise ValueError(f"without IMAGES nothing is done with {', '.join(given)}: name IMAGES, or leave it out")
 
