@@ -124,7 +124,7 @@ def _main(argv: Sequence[str] | None, program: str) -> int:
         lost = describe_lost_worker(error) if isinstance(error, RuntimeError) else None
         return report_error(program, error, lambda: _OUT_OF_MEMORY_HINT) if lost is None else print_error(program, lost)
     except KeyboardInterrupt as stop:  # before the first step, or a second one while a checkpoint was written
-        print(f"{program}: stopped; existing checkpoints are intact", file=sys.stderr)
+        print(f"{program}: stopped; checkpoints that there are stay as they are", file=sys.stderr)
         return exit_code(stop)
 
 

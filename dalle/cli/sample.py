@@ -71,7 +71,8 @@ class SampleConfig:
     clip: str | None = None
     """CLIP for reranking: model folder, published checkpoint, or hub id; the model's own if not given."""
     out: Path = Path("outputs")
-    """Folder in which each run creates a new folder; with --prompts-file the folder of the run itself."""
+    """Folder in which each run creates a new folder; with --prompts-file the folder of the run itself, outputs/NAME of
+    the file if not given."""
     write: Literal["folders", "shards", "parquet"] = "folders"
     """With --prompts-file, write PNG files in folders, WebDataset shards, or Parquet files."""
     shard_size: PositiveInt | None = None
@@ -124,6 +125,8 @@ def parse(argv: Sequence[str] | None, program: str) -> tuple[SampleConfig, bool]
         # Before the checks, which then see the earlier run's options and these together
         origin = f"command line, or the metadata of {values['from_image']}"
         values = options_from(values["from_image"], values)
+    if values.get("prompts_file") is not None:  # a folder of its own, and of the same command when it goes on
+        values.setdefault("out", Path("outputs", Path(values["prompts_file"]).stem))
     settings: SampleConfig = from_dict(SampleConfig, values, origin)
     if settings.size is not None:
         read_size(settings.size)

@@ -333,6 +333,17 @@ def test_full_disk_gives_one_line_and_the_same_command_resumes(
     assert pixels(images("shards")) == alone
 
 
+def test_without_out_the_folder_is_named_after_the_prompts(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside other drawings, and the same command goes on there."""
+    del arguments[arguments.index("--out") : arguments.index("--out") + 2]
+    Path("outputs/a-dog-0").mkdir(parents=True)
+    assert sample.main(arguments) == 0 and Path("outputs/prompts/report.json").is_file()
+    monkeypatch.setattr(TextToImage, "draw", lambda *_, **__: pytest.fail("drawn again"))
+    assert sample.main(arguments) == 0
+
+
 WRONG = {
     "other options": (["--temperature", "0.5"], "drawn was begun with temperature 1.0, and this is 0.5"),
     "another format": (["--write", "shards"], 'was begun with write "folders"'),

@@ -372,7 +372,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(
 
     monkeypatch.setattr("dalle.training.state.build_task", interrupted)
     assert train.main(["vqgan.yaml"]) == 130
-    assert capsys.readouterr().err == "train.py: stopped; existing checkpoints are intact\n"
+    assert capsys.readouterr().err == "train.py: stopped; checkpoints that there are stay as they are\n"
 
 
 def test_traceback_on_request(here: Path) -> None:
