@@ -119,9 +119,9 @@ def check_not_indexed(file: Path, option: str, folder: Path, table: Table | None
     Raises:
         ValueError: it is in the folder, or one of the images.
     """
-    from dalle.files import check_file
+    from dalle.files import check_file, expand_home
 
-    if folder.expanduser().resolve() in file.resolve().parents:
+    if expand_home(folder).resolve() in file.resolve().parents:
         raise ValueError(f"{file} is in {folder}, which holds the files of an index alone: give another {option}")
     if table is not None and file.exists():  # perhaps as one of the images of a folder, or a pattern
         check_file(file, option, {str(found) for batch in table.batches for found in batch.column("file").to_pylist()})

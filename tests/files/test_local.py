@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dalle.apps.search import ImageIndex
+from dalle.apps.zeroshot.labels import read_labels
+from dalle.data.custom.records import as_record
 from dalle.files import FileLock, atomic_file, expand_home, install_command, local, remove_parts, sha256, write_text
 
 
@@ -68,3 +71,6 @@ def test_home_folders_are_expanded_or_named(tmp_path: Path, monkeypatch: pytest.
     assert expand_home(Path("a/~")) == Path("a/~")
     with pytest.raises(ValueError, match=r"^~nobody-of-this-name/a: ~nobody-of-this-name is no home folder here"):
         expand_home("~nobody-of-this-name/a")
+    for use in (ImageIndex, read_labels, as_record):
+        with pytest.raises(ValueError, match="~nobody-of-this-name is no home folder here"):
+            use("~nobody-of-this-name/a")  # type: ignore[operator]

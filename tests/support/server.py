@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from PIL import Image
 
+import dalle
+from dalle.apps.search import ImageIndex
 from dalle.apps.server.app import create_app
 from dalle.apps.server.run import GracefulServer, server
 from dalle.apps.server.settings import ServeConfig
@@ -22,6 +25,7 @@ from dalle.apps.server.worker import Worker
 from dalle.generation.rolling import RollingBatch
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
+from support.tiny_unclip import make_tiny_unclip
 
 
 @dataclass
@@ -72,6 +76,20 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@contextmanager
+def running_whole(
+    folder: Path, pipe: TextToImage, root: Path, photos: Sequence[Image.Image], **settings: Any
+) -> Iterator[Running]:
+    """As `running`, with all there is: an index of photos, which are written to `root`, the CLIP, an unCLIP."""
+    (root / "photos").mkdir()
+    for number, photo in enumerate(photos):
+        photo.save(root / "photos" / f"{number}.png")
+    ImageIndex.build(root / "photos.index", root / "photos", clip=dalle.load_clip(folder.parent / "clip"))
+    unclip = UnCLIP.from_pretrained(make_tiny_unclip(root / "two"), device="cpu")
+    with running(folder, pipe, unclip, index=root / "photos.index", **settings) as one:
+        yield one
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from dalle.checkpoints.load import load_clip
 from dalle.data.custom.records import ImageLike, Record, image_bytes
 from dalle.device import pick_device
 from dalle.evaluation.zero_shot import embed_texts
+from dalle.files import expand_home
 from dalle.generation.progress import Progress
 from dalle.models.clip import CLIP
 
@@ -56,7 +57,7 @@ class ImageIndex:
         Raises:
             ValueError: there is no index, or its files are cut short, damaged, or of another version.
         """
-        self.folder, self.device = Path(folder).expanduser(), device
+        self.folder, self.device = expand_home(folder), device
         # Another process may replace the files between reading index.json and opening them: then look once more
         for last in (False, True):
             self.manifest = store.read_manifest(self.folder)
@@ -103,7 +104,7 @@ class ImageIndex:
         Raises:
             ValueError: see `dalle.apps.search.update.update`.
         """
-        target = Path(folder).expanduser()
+        target = expand_home(folder)
         sources = [source if isinstance(source, Source) else Source(str(source)) for source in images]
         if isinstance(clip, CLIP):
             report = update(target, sources, clip, "", batch_size, workers, progress)
@@ -295,5 +296,5 @@ class ImageIndex:
 
 def _absolute(source: str | Path) -> str:
     """The source of weights as an absolute path, valid from any working folder; a hub id unchanged."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     return str(path.absolute()) if path.exists() else str(source)

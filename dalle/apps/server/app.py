@@ -32,6 +32,7 @@ from dalle.apps.zeroshot.calibration import calibration_beside
 from dalle.checkpoints.folder_config import read_config
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.source import is_model_folder
+from dalle.files import expand_home
 from dalle.models.clip import CLIP
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
@@ -126,7 +127,7 @@ def _zero_shot(settings: ServeConfig, clip: CLIP | None) -> ZeroShot:
         return ZeroShot("images-en")
     if settings.clip is not None:
         return ZeroShot("images-en", calibration_beside(settings.clip, clip))
-    folder = (SHIPPED if settings.model is None else Path(settings.model)).expanduser()
+    folder = expand_home(SHIPPED if settings.model is None else settings.model)
     # A folder of published files says nothing of a CLIP
     part = (read_config(folder).get("parts") or {}).get("clip") if is_model_folder(folder) else None
     calibration = None if part is None else calibration_beside(folder / part["path"], clip)

@@ -22,7 +22,7 @@ from torch import Tensor
 from dalle.apps.embed import embed_images, fingerprint
 from dalle.checkpoints.target import CALIBRATION
 from dalle.data.labeled import LabeledImages
-from dalle.files import write_text
+from dalle.files import expand_home, write_text
 from dalle.models.clip import CLIP
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def calibration_beside(source: str | Path, clip: CLIP) -> Calibration | None:
     Raises:
         ValueError: it is damaged, or was fitted to another CLIP.
     """
-    file = Path(source).expanduser() / CALIBRATION
+    file = expand_home(source) / CALIBRATION
     return read_calibration(file, clip) if file.is_file() else None
 
 

@@ -23,6 +23,7 @@ from dalle.data.custom.records import ImageLike, Records, as_record
 from dalle.device import pick_device
 from dalle.evaluation.templates import templates_of
 from dalle.evaluation.zero_shot import LabelScores
+from dalle.files import expand_home
 from dalle.models.clip import CLIP
 
 NULL_WORDS = (
@@ -129,7 +130,7 @@ class ZeroShotClassifier:
         if calibration is None:
             # Only once it is needed: one that is out of date is no obstacle to fitting another, or to labels alone
             return cls(clip, labels, chosen, partial(calibration_beside, place, clip), subclasses)
-        return cls(clip, labels, chosen, read_calibration(Path(calibration).expanduser(), clip), subclasses)
+        return cls(clip, labels, chosen, read_calibration(expand_home(calibration), clip), subclasses)
 
     def __call__(
         self,

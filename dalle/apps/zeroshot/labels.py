@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dalle.files import expand_home
+
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 """Labels; or label -> synonyms, which CLIP reads in place of the label itself."""
 
@@ -16,7 +18,7 @@ def read_labels(file: str | Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: there is no such file, it is not UTF-8 text, or it holds no label.
     """
-    path = Path(file).expanduser()
+    path = expand_home(file)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:

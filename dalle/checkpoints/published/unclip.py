@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def read_unclip(source: Path, prior: Path | None = None) -> PublishedUnCLIP:
     Raises:
         ValueError: it is another pipeline, or a part is missing, damaged or of another kind; one line that names it.
     """
-    with _naming_whole(source):
+    with _naming(source):
         kind = _check_parts(source)
         if kind == _KANDINSKY_PRIOR:
             raise ValueError(
@@ -137,13 +137,13 @@ def _read_karlo(source: Path, kind: str) -> PublishedUnCLIP:
     if kind == _KARLO:
         parts["prior"], sampling["prior"] = _read_prior(source, "prior_scheduler", "Karlo", karlo.LICENSE)
     found = _read_scheduler(source / "decoder_scheduler", _KARLO_STEPS)
-    with _naming(source / "decoder"):
+    with _naming_part(source / "decoder"):
         parts["decoder"] = _scheduled(karlo.read_decoder(source, clip.config.text_length), found)
     sampling["decoder"] = _sampling(found) | {"guidance": _KARLO_GUIDANCE}
     upscaling = _read_scheduler(source / "super_res_scheduler", _UPSAMPLER_STEPS)
     low = parts["decoder"].config.image_size  # the decoder's images are the upsampler's input
     for last, name in enumerate(("upsampler", "upsampler_last")):
-        with _naming(source / ("super_res_last" if last else "super_res_first")):
+        with _naming_part(source / ("super_res_last" if last else "super_res_first")):
             parts[name] = _scheduled(karlo.read_upsampler(source, bool(last), low), upscaling)
     sampling["upsampler"] = _sampling(upscaling)
     _check_clip(clip, parts)
@@ -152,18 +152,18 @@ def _read_karlo(source: Path, kind: str) -> PublishedUnCLIP:
 
 def _read_kandinsky(source: Path, prior: Path) -> PublishedUnCLIP:
     parts, sampling = {}, {}
-    with _naming_whole(prior):
+    with _naming(prior):
         if not is_there(prior) or _check_parts(prior) != _KANDINSKY_PRIOR:
             raise ValueError(f"{prior} is no prior of Kandinsky 2.2: give kandinsky-2-2-prior")
         clip, words = _read_clip(prior)
         parts["prior"], sampling["prior"] = _read_prior(prior, "scheduler", kandinsky.FAMILY, kandinsky.LICENSE)
         _check_clip(clip, parts)
-    with _naming_whole(source):
+    with _naming(source):
         found = _read_scheduler(source / "scheduler", _KANDINSKY_STEPS)
-        with _naming(source / "unet"):
+        with _naming_part(source / "unet"):
             parts["decoder"] = _scheduled(kandinsky.read_latent_decoder(source / "unet"), found)
         sampling["decoder"] = _sampling(found) | {"guidance": _KANDINSKY_GUIDANCE}
-        with _naming(source / "movq"):
+        with _naming_part(source / "movq"):
             parts["autoencoder"] = kandinsky.read_movq(source / "movq")
         _check_clip(clip, parts)
     return PublishedUnCLIP(clip, words, parts, sampling)
@@ -198,7 +198,7 @@ def _read_prior(folder: Path, scheduler: str, family: str, terms: str) -> tuple[
     found = _read_scheduler(folder / scheduler, _PRIOR_STEPS)
     if found.predicts != "sample":
         raise ValueError(f"{folder / scheduler} says that the prior predicts {found.predicts}; expected the embedding")
-    with _naming(folder / "prior"):
+    with _naming_part(folder / "prior"):
         prior = read_prior(folder / "prior", family, terms)
     config = replace(prior.config, schedule=found.schedule)
     # One sample, as in diffusers; the paper draws two and keeps the better (section 2.2)
@@ -207,33 +207,32 @@ def _read_prior(folder: Path, scheduler: str, family: str, terms: str) -> tuple[
 
 
 def _read_scheduler(folder: Path, steps: int) -> Scheduler:
-    with _naming(folder):
+    with _naming_part(folder):
         return read_scheduler(folder, steps)
 
 
 @contextmanager
-def _naming_whole(source: Path) -> Iterator[None]:
-    """Name the folder of a pipeline in errors that do not."""
+def _naming(folder: Path, known: str | None = None) -> Iterator[None]:
+    """Name a folder in errors about its settings and weights, which do not know where they are from.
+
+    Args:
+        folder: of a pipeline, or of a part.
+        known: what errors have that name a place already; None: the folder.
+    """
     try:
         yield
     except ValueError as error:
         reason = str(error)
-        raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
+        named = (str(folder) if known is None else known) in reason
+        raise ValueError(reason if named else f"{folder} cannot be loaded: {reason}") from error
     # Settings that contradict the tensors show only when shapes are computed from them
     except SHAPE_ERRORS as error:
-        raise ValueError(f"{source} cannot be loaded: its tensors or settings do not have the shapes of one") from error
+        raise ValueError(f"{folder} cannot be loaded: its tensors or settings do not have the shapes of one") from error
 
 
-@contextmanager
-def _naming(part: Path) -> Iterator[None]:
-    """Name the folder of a part in errors about its settings and weights, which do not know where they are from."""
-    try:
-        yield
-    except ValueError as error:
-        reason = str(error)
-        raise ValueError(reason if f"{part.parent}/" in reason else f"{part} cannot be loaded: {reason}") from error
-    except SHAPE_ERRORS as error:
-        raise ValueError(f"{part} cannot be loaded: its tensors or settings do not have the shapes of one") from error
+def _naming_part(part: Path) -> AbstractContextManager[None]:
+    """As `_naming`; what names another part of the pipeline stays as it is."""
+    return _naming(part, f"{part.parent}/")
 
 
 def _scheduled(part: Published, found: Scheduler) -> Published:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from dalle.data.base import BadRecord
-from dalle.files import url_of
+from dalle.files import expand_home, url_of
 from dalle.files.remote import failures
 
 EMPTY = "its caption is empty"  # the fault of a record without captions, if no other is known
@@ -101,7 +101,7 @@ def as_record(image: ImageLike, name: str = "image") -> Record:
             return Record(name, fault="it is no data: URL in base64, such as data:image/png;base64,iVBORw0...")
     if isinstance(image, str) and url_of(image) is not None:
         return Record(image, fault="URLs are not fetched: download it and give the file, or a data: URL in base64")
-    return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
+    return Record(str(image), image=FileSpan(str(expand_home(image))))
 
 
 def image_bytes(record: Record) -> bytes:

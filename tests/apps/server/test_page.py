@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 import dalle.apps.server
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.text_to_image import TextToImage
-from support.browser import chromium, opened, pixels
+from support.browser import opened, pixels
 from support.server import running
 from support.tiny_model import GRID, make_tiny_model
 
@@ -49,12 +48,6 @@ def _drop(page: Any, data: bytes) -> None:
         document.dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
     }"""
     page.evaluate(script, base64.b64encode(data).decode())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.mark.slow

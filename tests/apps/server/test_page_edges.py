@@ -12,33 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dalle
-from dalle.apps.search import ImageIndex
 from dalle.pipelines.text_to_image import TextToImage
-from dalle.pipelines.unclip import UnCLIP
-from support.browser import Opened, chromium, opened
-from support.server import Running, running
-from support.tiny_unclip import make_tiny_unclip
+from support.browser import Opened, opened
+from support.server import Running, running, running_whole
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def served(tiny_model: Path, tiny_pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """With an index and an unCLIP, and two images at a time."""
-    root = tmp_path_factory.mktemp("served")
-    (root / "photos").mkdir()
-    for seed in range(3):
-        (root / "photos" / f"{seed}.png").write_bytes(png(seed)["buffer"])
-    ImageIndex.build(root / "photos.index", root / "photos", clip=dalle.load_clip(tiny_model.parent / "clip"))
-    unclip = UnCLIP.from_pretrained(make_tiny_unclip(root / "two"), device="cpu")
-    with running(tiny_model, tiny_pipe, unclip, index=root / "photos.index", max_n=2) as one:
+    photos = [noise(seed) for seed in range(3)]
+    with running_whole(tiny_model, tiny_pipe, tmp_path_factory.mktemp("served"), photos, max_n=2) as one:
         yield one
 
 
@@ -57,9 +42,13 @@ def there(browser: Any, served: Running) -> Iterator[Opened]:
         yield one
 
 
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
 def png(seed: int) -> dict[str, Any]:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
+    noise(seed).save(buffer, "PNG")
     return {"name": f"{seed}.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 

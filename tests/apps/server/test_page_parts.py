@@ -14,38 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
-import dalle
-from dalle.apps.search import ImageIndex
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.text_to_image import TextToImage
-from dalle.pipelines.unclip import UnCLIP
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
-from support.browser import Opened, chromium, draw, opened, pixels, violations
+from support.browser import Opened, draw, opened, pixels, violations
 from support.published.language_models import byte_level
-from support.server import Pause, Running, running
+from support.server import Pause, Running, running, running_whole
 from support.tiny_model import GRID, IMAGE_SIZE
-from support.tiny_unclip import make_tiny_unclip
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def served(tiny_model: Path, tiny_pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """With all there is: an index, a CLIP, an unCLIP."""
-    root = tmp_path_factory.mktemp("served")
-    (root / "photos").mkdir()
-    for seed in range(5):
-        picture(seed).save(root / "photos" / f"{seed}.png")
-    ImageIndex.build(root / "photos.index", root / "photos", clip=dalle.load_clip(tiny_model.parent / "clip"))
-    unclip = UnCLIP.from_pretrained(make_tiny_unclip(root / "two"), device="cpu")
-    with running(tiny_model, tiny_pipe, unclip, index=root / "photos.index") as one:
+    with running_whole(tiny_model, tiny_pipe, tmp_path_factory.mktemp("served"), [picture(i) for i in range(5)]) as one:
         yield one
 
 
